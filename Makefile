@@ -1,0 +1,59 @@
+# Everything runs in .venv, which is made when it is needed: Python 3.11 to 3.13 and make are all a machine must have.
+# uv does the installing where it is there, else pip.
+
+.PHONY: help train test long notebook readme clean build/README.md
+.DELETE_ON_ERROR:
+B = .venv/bin
+NB_TEST = MPLBACKEND=Agg $(B)/nbdev_test --path nbs --n_workers 1 --do_print --timing
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' Makefile
+
+train: .venv/.installed ## train on the embedded scenes of shapes; the result lies in runs/shapes
+	MPLBACKEND=Agg $(B)/caption_train --data shapes --out runs/shapes
+
+test: .venv/.installed build/README.md ## all checks: export and README are up to date, the notebooks run, the tests pass
+	@rm -rf build/before && mkdir -p build/before && cp -R nbs caption_fastai build/before
+	$(B)/nbdev_export
+	@for d in nbs caption_fastai; do diff -rq -x __pycache__ -x .ipynb_checkpoints build/before/$$d $$d || \
+	  { echo "nbdev_export changed $$d: the notebooks are the source, look at the change and commit it" >&2; exit 1; }; done
+	@diff README.md build/README.md || { echo 'README.md is not what nbs/index.ipynb gives: run make readme' >&2; exit 1; }
+	$(NB_TEST)
+	MPLBACKEND=Agg $(B)/python -m pytest tests -m 'not long'
+
+long: .venv/.installed ## the tests and the notebook cells that take long
+	$(NB_TEST) --flags slow
+	MPLBACKEND=Agg $(B)/python -m pytest tests -m long
+
+notebook: .venv/.installed ## open the notebooks in Jupyter
+	$(B)/jupyter-lab --notebook-dir=nbs $$([ "$$(id -u)" != 0 ] || echo --allow-root)
+
+readme: build/README.md ## make README.md from nbs/index.ipynb
+	cp build/README.md README.md
+
+# Cells that begin with hide, export or default_exp are not for the reader; of others only the directive lines go
+build/README.md: .venv/.installed
+	@mkdir -p build
+	@$(B)/jupyter-nbconvert --to markdown --stdout --log-level ERROR \
+	  --RegexRemovePreprocessor.patterns='.[|] *(hide|export|default_exp)' nbs/index.ipynb > build/index.md
+	@awk '/^#[|]/ {next} /^```/ && (code = !code) && $$0=="```" {$$0 = "```python"} \
+	  {gsub("[.][.]/snapshots/", "snapshots/"); print}' build/index.md > $@
+
+clean: ## remove caches and what was built; .venv and runs stay
+	rm -rf build dist _docs .pytest_cache
+	find caption_fastai nbs tests \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+# A Python counts only if it runs: the shims of pyenv are there for versions that are not
+.venv/.installed: settings.ini setup.py
+	@fits() { "$$1" -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' >/dev/null 2>&1; }; \
+	uv=; if uv --version >/dev/null 2>&1; then uv=uv; fi; \
+	if ! fits .venv/bin/python; then \
+	  py=; for p in python3 python3.13 python3.12 python3.11; do if fits $$p; then py=$$p; break; fi; done; \
+	  if [ -z "$$py" ]; then echo 'No Python 3.11, 3.12 or 3.13 runs here: install one and put it on the PATH' >&2; exit 1; fi; \
+	  py=$$($$py -c 'import sys; print(sys.executable)'); rm -rf .venv; echo "making .venv with $$py"; \
+	  if [ -n "$$uv" ]; then uv venv -q --python "$$py" .venv; else "$$py" -m venv .venv; fi || { rm -rf .venv; exit 1; }; \
+	fi; \
+	echo 'installing into .venv, this takes some minutes the first time'; \
+	if [ -n "$$uv" ]; then uv pip install -q --python .venv/bin/python -e '.[dev]'; \
+	else .venv/bin/python -m pip install -q -e '.[dev]'; fi
+	@touch $@
