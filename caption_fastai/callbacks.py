@@ -42,7 +42,7 @@ class TeacherForcing(Callback):
         if not len(self.yb): return
         pr = self.pr_force(self.pct_train) if callable(self.pr_force) else self.pr_force
         self.model.decoder.pr_force = float(pr) if self.training else 1.
-        self.learn.xb = (*self.xb, self.yb[0].as_subclass(Tensor))
+        self.learn.xb = (*self.xb, *self.yb)
 
     def after_pred(self):
         if not isinstance(self.pred, State): self.learn.pred,self.alphas = self.pred

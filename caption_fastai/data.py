@@ -76,6 +76,7 @@ def says_side(
 # %% ../nbs/03_data.ipynb #cell-014
 class LoadImage(Transform):
     "A picture of an item, or any picture that `open_image` takes, by `pipeline`; augmented in training"
+    input_types = (CaptionItem, str, Path, bytes, Image.Image, np.ndarray, Tensor)   # for fastai's `test_dl`
     def __init__(self, pipeline, aug=None): self.pipeline,self.aug,self.training = pipeline,aug,False
     def __call__(self, o, split_idx=None, **kwargs):
         self.training = split_idx == 0

@@ -22,8 +22,8 @@ class CaptionModel(nn.Module):
         imgs:Tensor, # (bs,3,H,W), normalised
         caps:Tensor|None=None # (bs*k,sl), ids from BOS to EOS and PAD, the k captions of an image one after the other
     )->tuple[Tensor,Tensor]|State: # with `caps` logits (bs*k,sl-1,K) and alphas (bs*k,sl-1,L), without the state to search from
-        feats = self.encoder(imgs)
-        return self.decoder.init_state(feats) if caps is None else self.decoder(feats, caps)
+        feats = self.encoder(imgs.as_subclass(Tensor))   # fastai's tensor types would go through every product below
+        return self.decoder.init_state(feats) if caps is None else self.decoder(feats, caps.as_subclass(Tensor))
 
 # %% ../nbs/08_model.ipynb #cell-008
 SYSTEMS = dict(show_attend_tell=AttentionDecoder)
