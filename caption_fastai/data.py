@@ -197,7 +197,7 @@ class CaptionDataLoaders(DataLoaders):
         if len(splits[0]) == 0: raise ValueError('captions: there is no training split, so nothing to train on; to score a trained model use evaluate')
         if vocab is None: vocab = build_vocab(captions.caption[splits[0]], min_freq, max_vocab)
         parts = [_items(captions.loc[s], vocab, max_len) for s in splits]
-        load = LoadImage(pipeline, Augment() if aug is True else aug)
+        load = LoadImage(pipeline, Augment() if aug is True else aug or None)
         train,n = _readable_first(parts[0][0], load),len(splits[0])
         items = train + parts[1][0]
         dsets = Datasets(items, [[load], [EncodeCaption(vocab)]], n_inp=1,
@@ -266,7 +266,7 @@ class CaptionDataLoaders(DataLoaders):
 
     @classmethod
     @delegates(from_captions)
-    def from_shapes(cls, path=None, n_train:int=1500, n_valid:int=200, n_test:int=200, scenes_seed:int=42, size:int=96, **kwargs):
+    def from_shapes(cls, path=None, n_train:int=4000, n_valid:int=200, n_test:int=400, scenes_seed:int=42, size:int=96, **kwargs):
         "The embedded scenes, drawn into `path` (by default fastai's data folder) if they are not there"
         path = Path(path) if path is not None else fastai_cfg().path('data')/f'shapes_{n_train}_{n_valid}_{n_test}_{scenes_seed}'
         return cls.from_captions(read_flickr8k(write_shapes(path, n_train, n_valid, n_test, scenes_seed)), size=size, **kwargs)

@@ -73,7 +73,7 @@ class Encoder(nn.Module):
         self.arch = arch_name(arch)
         self.weights,self.grid = _weights_name(self.arch, weights),grid
         self.pretrained = weights is not None if pretrained is None else pretrained
-        self.body = cut_cnn(build_cnn(self.arch, self.weights))
+        self.body = cut_cnn(build_cnn(self.arch, self.weights)).to(memory_format=torch.channels_last)
         if grid is not None and grid < 1: raise ValueError(f'grid={grid}: expected 1 or more')
         self.nf = self._n_features()
 
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
     def forward(self,
         imgs:Tensor # (bs,3,H,W), normalised
     )->Tensor: # (bs,L,D)
-        x = self.body(imgs)
+        x = self.body(imgs.contiguous(memory_format=torch.channels_last))
         if self.grid is not None: x = F.adaptive_avg_pool2d(x, self.grid)
         return x.flatten(2).transpose(1, 2)
 

@@ -79,10 +79,11 @@ class CaptionLearner(Learner):
         stages:list[Stage],
         cbs=None # more callbacks for each stage
     ):
-        "Train stage by stage; the best weights by BLEU-4 of each stage are kept (as `best` in `model_dir`) and go on to the next"
+        """Train stage by stage; the best weights by BLEU-4 are kept (as `best` in `model_dir`) and go on to the next stage.
+        Less than 1 BLEU is noise: of two such epochs the later counts, which the schedule has trained with a smaller rate."""
         cbs = L(cbs)
         if 'valid' in set(self.dls.captions.split) and any(isinstance(m, BleuMetric) for m in self.metrics):
-            cbs = cbs + SaveModelCallback('bleu4', fname='best', reset_on_fit=False)
+            cbs = cbs + SaveModelCallback('bleu4', fname='best', min_delta=-1., reset_on_fit=False)
         for s in stages:
             (self.freeze if s.freeze else self.unfreeze)()
             if s.bs: self.dls = self.dls.with_bs(s.bs)

@@ -1,0 +1,36 @@
+"Fixtures of all tests: some scenes, a learner trained on them, its captioner, and seeds"
+import matplotlib; matplotlib.use('Agg')
+import pytest
+from fastai.torch_core import set_seed
+
+from caption_fastai.shapes import write_shapes
+from helpers import fit, load_dls, tiny_learner
+
+def pytest_configure(config): config.addinivalue_line('markers', 'long: takes many minutes, runs with `make long`')
+
+@pytest.fixture(autouse=True)
+def seeds():
+    "Every test starts from the same random numbers"
+    set_seed(42)
+
+@pytest.fixture(scope='session')
+def scenes(tmp_path_factory):
+    "A folder of scenes in Flickr8k's layout"
+    return write_shapes(tmp_path_factory.mktemp('data')/'scenes', n_train=100, n_valid=20, n_test=20)
+
+@pytest.fixture(scope='session')
+def dls(scenes): return load_dls(scenes)
+
+@pytest.fixture(scope='session')
+def trained(dls):
+    "A learner that has seen the scenes a few times"
+    set_seed(1)
+    return fit(tiny_learner(dls), 3, 1e-2)
+
+@pytest.fixture(scope='session')
+def captioner_dir(trained, tmp_path_factory):
+    "A folder as `caption_train` leaves it"
+    return trained.captioner().save(tmp_path_factory.mktemp('saved')/'captioner')
+
+@pytest.fixture
+def photos(scenes): return sorted((scenes/'Images').iterdir())[-3:]

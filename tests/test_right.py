@@ -1,0 +1,314 @@
+"What keeps the results right, from data to scores"
+import itertools, math, random
+
+import pandas as pd, pytest, torch
+from fastai.torch_core import set_seed
+from torch.nn import functional as F
+
+from caption_fastai.callbacks import CaptionLoss, attention_penalty
+from caption_fastai.captions import read_captions
+from caption_fastai.data import CaptionDataLoaders
+from caption_fastai.decoder import AttentionDecoder
+from caption_fastai.learner import Stage
+from caption_fastai.search import beam_search, caption_images, greedy_search, search
+from caption_fastai.text import Vocab
+from helpers import changed, fit, flickr_folder, load_dls, some_captions, tensors, tiny_learner
+
+# A frozen encoder is frozen
+
+encoders = pytest.mark.parametrize('arch,weights,pretrained', [
+    ('shapes_cnn', 'SHAPES', None), ('shapes_cnn', None, None), ('mobilenet_v3_small', None, True)])
+
+def is_statistic(name): return 'running_' in name or 'num_batches' in name
+
+@encoders
+def test_frozen_encoder_is_bit_identical(dls, arch, weights, pretrained):
+    "After a first stage the encoder is the same to the last bit, the statistics of its batch normalisation included"
+    learn = tiny_learner(dls, weights, arch, pretrained=pretrained)
+    learn.freeze()
+    encoder,decoder = tensors(learn.model.encoder),tensors(learn.model.decoder)
+    assert any(map(is_statistic, encoder))
+    fit(learn, 1, 1e-2)
+    assert not changed(encoder, tensors(learn.model.encoder))
+    assert {'out.weight', 'attention.key.weight'} <= changed(decoder, tensors(learn.model.decoder))
+
+def test_frozen_again_is_bit_identical(dls):
+    "The same holds for an encoder that is frozen after it was trained"
+    learn = tiny_learner(dls)
+    learn.unfreeze(); fit(learn, 1, 1e-3)
+    learn.freeze()
+    encoder = tensors(learn.model.encoder)
+    fit(learn, 1, 1e-3)
+    assert not changed(encoder, tensors(learn.model.encoder))
+
+@encoders
+def test_batch_norm_of_stage_two(dls, arch, weights, pretrained):
+    "When the encoder trains, the statistics of a pretrained one stay, and those of a random one move"
+    learn = tiny_learner(dls, weights, arch, pretrained=pretrained)
+    learn.unfreeze()
+    before = tensors(learn.model.encoder)
+    fit(learn, 1, 1e-3)
+    moved = changed(before, tensors(learn.model.encoder))
+    assert {k for k in before if before[k].ndim == 4} <= moved   # convolutions
+    statistics = {k for k in before if is_statistic(k)}
+    assert moved & statistics == (set() if weights or pretrained else statistics)
+
+# The fast decoder equals the textbook loop
+
+def textbook(dec, feats, caps):
+    "Logits (bs*k,sl-1,K) and alphas (bs*k,sl-1,L), one caption and one word after the other"
+    def linear(name, x):
+        w = dec.get_parameter(f'{name}.weight')
+        return x @ w.T + (dec.get_parameter(f'{name}.bias') if dec.get_submodule(name).bias is not None else 0)
+    k,logits,alphas = len(caps)//len(feats),[],[]
+    for row,cap in enumerate(caps):
+        a = feats[row//k]                                                                            # (L,D)
+        h,c = (torch.tanh(linear(o, a.sum(0)/len(a))) for o in ('init_h', 'init_c'))
+        for word in cap[:-1]:
+            e = torch.stack([linear('attention.score', torch.tanh(linear('attention.key', l) + linear('attention.query', h)))[0] for l in a])
+            alpha = e.exp()/e.exp().sum()
+            z = torch.sigmoid(linear('gate', h))*sum(w*l for w,l in zip(alpha, a))
+            emb = dec.embedding.weight[word]
+            i,f,g,o = (linear('lstm_x', emb) + linear('lstm_z', z) + linear('lstm_h', h)).split(len(h))
+            c = torch.sigmoid(f)*c + torch.sigmoid(i)*torch.tanh(g)
+            h = torch.sigmoid(o)*torch.tanh(c)
+            top = torch.tanh(emb + linear('out_h', h) + linear('out_z', z)) if dec.deep_output else h
+            logits.append(linear('out', top)); alphas.append(alpha)
+    shape = len(caps),caps.shape[1]-1,-1
+    return torch.stack(logits).view(shape),torch.stack(alphas).view(shape)
+
+def plain_loss(logits, alphas, caps):
+    "Mean over the words of -log p(word), and the doubly stochastic penalty, by their definitions"
+    words = [(i, t) for i,cap in enumerate(caps) for t in range(len(cap)-1) if cap[t+1] != Vocab.pad_idx]
+    nll = -sum(logits[i,t,caps[i,t+1]] - logits[i,t].exp().sum().log() for i,t in words)/len(words)
+    pens = []
+    for i in range(len(caps)):
+        seen = [alphas[i,t] for j,t in words if j == i]
+        pens += [(len(seen)/alphas.shape[-1] - sum(o[l] for o in seen))**2 for l in range(alphas.shape[-1])]
+    return nll + sum(pens)/len(pens)
+
+def run_decoder(forward, loss, dec, feats, caps):
+    "Loss, and its gradients for features and parameters"
+    feats = feats.clone().requires_grad_()
+    l = loss(*forward(dec, feats, caps), caps)
+    return l,torch.autograd.grad(l, [feats, *dec.parameters()])
+
+@pytest.mark.parametrize('deep_output', [False, True])
+@pytest.mark.parametrize('dtype,tol_loss,tol_grad', [(torch.float32, 1e-6, 1e-5), (torch.float64, 1e-10, 1e-10)])
+def test_decoder_equals_textbook(deep_output, dtype, tol_loss, tol_grad):
+    "The fast decoder has the loss and the gradients of a plain loop; two images with three captions each"
+    dec = AttentionDecoder(11, 5, emb_sz=4, attn_sz=3, n_hid=6, p=0., deep_output=deep_output).to(dtype)
+    with torch.no_grad():
+        for p in dec.parameters(): p.normal_(0, 0.5)
+    feats = torch.randn(2, 7, 5, dtype=dtype)
+    caps = torch.tensor([[2,4,5,6,7,3], [2,10,9,3,0,0], [2,8,4,9,3,0], [2,5,3,0,0,0], [2,1,6,5,3,0], [2,7,7,7,7,3]])
+    fast,fast_grads = run_decoder(lambda d,f,c: d(f, c), plain_loss, dec, feats, caps)
+    slow,slow_grads = run_decoder(textbook, plain_loss, dec, feats, caps)
+    assert abs(fast - slow) <= tol_loss
+    for a,b in zip(fast_grads, slow_grads, strict=True): assert (a - b).abs().max() <= tol_grad
+    own = lambda logits, alphas, caps: CaptionLoss()(logits, caps) + attention_penalty(alphas, caps)
+    assert abs(run_decoder(lambda d,f,c: d(f, c), own, dec, feats, caps)[0] - slow) <= 1e-6
+
+# Search
+
+@pytest.fixture(scope='module')
+def searched(trained):
+    "The decoder of a trained model, and the state of pictures that it has not seen"
+    model = trained.model.eval()
+    images = list(trained.dls.refs('test'))
+    x = torch.stack([trained.dls.pipeline(i) for i in images]).to(next(model.parameters()).device)
+    with torch.no_grad(): return model.decoder,model(x)
+
+def same_hypotheses(a, b):
+    assert [h.ids for h in a] == [h.ids for h in b]
+    for x,y in zip(a, b):
+        assert x.score == pytest.approx(y.score, abs=1e-4)
+        torch.testing.assert_close(x.alphas, y.alphas, atol=1e-4, rtol=0)
+
+def test_beam_of_one_is_greedy(searched):
+    "A beam of one finds what greedy search finds, on a trained model"
+    dec,state = searched
+    greedy = greedy_search(dec.step, state)
+    assert len({tuple(h.ids) for h in greedy}) > 3 and {h.ids[-1] for h in greedy} == {Vocab.eos_idx}
+    same_hypotheses([h[0] for h in beam_search(dec.step, state, beam_sz=1)], greedy)
+
+def tiny_vocab_decoder(n_words, K):
+    "A decoder of K tokens of which only `EOS` and `n_words` words can come, and the state of 2 images"
+    dec = AttentionDecoder(K, 5, emb_sz=4, attn_sz=3, n_hid=6, p=0.).eval()
+    with torch.no_grad():
+        for p in dec.parameters(): p.normal_(0, 0.8)
+        dec.out.bias[4+n_words:] = -torch.inf
+        return dec,dec.init_state(torch.randn(2, 4, 5))
+
+@torch.no_grad()
+def all_captions(dec, state, max_len, n_words):
+    "Every caption there can be, with its log probability among all K tokens"
+    words,found = range(4, 4+n_words),{}
+    for n in range(max_len):
+        for body in itertools.product(words, repeat=n):
+            ends = [Vocab.eos_idx] + [w for w in words if n == max_len-1]
+            for ids in (list(body) + [e] for e in ends):
+                s,total,last = state,0.,Vocab.bos_idx
+                for w in ids:
+                    logits,s,_ = dec.step(torch.tensor([last]), s)
+                    total,last = total + logits.log_softmax(-1)[0,w].item(),w
+                found[tuple(ids)] = total
+    return found
+
+@pytest.mark.parametrize('length_penalty', [0., 0.7, 1.])
+def test_beam_equals_brute_force(length_penalty):
+    "A beam as wide as there are captions of a tiny vocabulary ranks them all as scoring each of them does"
+    dec,state = tiny_vocab_decoder(n_words=3, K=40)   # 1 + 3 + 9 end before the third word, 27 with it or later
+    hyps = beam_search(dec.step, state, beam_sz=40, max_len=3, length_penalty=length_penalty, n_best=40)
+    best = beam_search(dec.step, state, beam_sz=40, max_len=3, length_penalty=length_penalty)
+    for i,found in enumerate(hyps):
+        scores = all_captions(dec, state.pick_images(torch.tensor([i])), 3, 3)
+        assert len(scores) == 40
+        scores = {k: v/len(k)**length_penalty for k,v in scores.items()}
+        assert [tuple(h.ids) for h in found] == sorted(scores, key=scores.get, reverse=True)
+        for h in found: assert h.score == pytest.approx(scores[tuple(h.ids)], abs=1e-5)
+        assert [h.ids for h in best[i]] == [found[0].ids]
+
+@pytest.mark.parametrize('kw', [dict(beam_sz=1), dict(beam_sz=4, n_best=3), dict(beam_sz=4, length_penalty=0.8)], ids=str)
+def test_batched_equals_one_by_one(trained, kw):
+    "Pictures captioned all at once get what each gets alone"
+    model,pipeline,images = trained.model,trained.dls.pipeline,list(trained.dls.refs('test'))
+    together = dict(caption_images(model, pipeline, images, bs=len(images), **kw))
+    assert list(together) == list(range(len(images)))
+    for i,image in enumerate(images):
+        (_,alone), = caption_images(model, pipeline, [image], **kw)
+        same_hypotheses(together[i], alone)
+
+@pytest.mark.parametrize('beam_sz', [1, 3])
+def test_search_that_never_ends(searched, beam_sz):
+    "Where the end never comes, the best so far is returned at the greatest length"
+    dec,state = searched
+    bias = dec.out.bias.data.clone()
+    try:
+        dec.out.bias.data[Vocab.eos_idx] = -1e9
+        hyps = search(dec, state, beam_sz=beam_sz, max_len=8, n_best=beam_sz)
+    finally: dec.out.bias.data.copy_(bias)
+    assert len(hyps) == len(state.image[0])
+    for found in hyps:
+        assert len(found) == beam_sz
+        for h in found: assert len(h.ids) == len(h.alphas) == 8 and Vocab.eos_idx not in h.ids and math.isfinite(h.score)
+        assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
+
+# Loss and gradient
+
+@pytest.mark.parametrize('kw', [{}, dict(deep_output=True), dict(weights=None)], ids=str)
+def test_loss_at_the_start(dls, kw):
+    "Before training all words are about as likely: the loss is log(vocabulary) within 5%"
+    learn = tiny_learner(dls, emb_sz=300, attn_sz=512, n_hid=512, **kw)
+    with learn.no_bar(), learn.no_logging(): loss = learn.validate()[0]
+    assert loss == pytest.approx(math.log(len(dls.vocab)), rel=0.05)
+
+@pytest.mark.parametrize('label_smoothing', [0., 0.1])
+def test_gradient_past_the_pad_is_zero(dls, label_smoothing):
+    "Neither scores nor attention get a gradient where a caption is padded, and both do where it is not"
+    learn = tiny_learner(dls, label_smoothing=label_smoothing)
+    x,caps = dls.one_batch()
+    logits,alphas = learn.model(x, caps)
+    logits.retain_grad(); alphas.retain_grad()
+    (learn.loss_func(logits, caps) + attention_penalty(alphas, caps.as_subclass(torch.Tensor))).backward()
+    pads = caps[:,1:].as_subclass(torch.Tensor) == Vocab.pad_idx
+    assert pads.any()
+    for grad in (logits.grad, alphas.grad):
+        assert (grad[pads] == 0).all()
+        assert grad[~pads].abs().sum(-1).min() > 0
+
+def test_twenty_pictures_can_be_learnt_by_heart(scenes):
+    "Twenty pictures with a caption each are overfitted until the captions are theirs: BLEU-4 is 100"
+    table = read_captions(scenes).groupby('image', sort=False).first().head(20).reset_index()
+    dls = CaptionDataLoaders.from_captions(table.assign(split='train'), min_freq=1, size=96, bs=20, num_workers=0)
+    learn = tiny_learner(dls, emb_sz=64, attn_sz=64, n_hid=128, lambda_attn=0.)
+    fit(learn, 150, 1e-2)
+    assert learn.evaluate('train')['bleu4'] == pytest.approx(100, abs=1e-9)
+
+# Splits
+
+def word_folder(path, splits):
+    "Pictures whose captions hold a word of their own, one of their split, and one of all"
+    split = {n: s for s,names in splits.items() for n in names}
+    return flickr_folder(path, {n: [f'common {s} own{n[:-4]}']*3 for n,s in split.items()}, splits)
+
+def test_vocabulary_is_of_training_captions(tmp_path):
+    "No word of the validation or test split is known for being there, and none is counted there"
+    folder = word_folder(tmp_path/'a', dict(train=['0.jpg', '1.jpg'], valid=['2.jpg'], test=['3.jpg']))
+    dls = load_dls(folder, size=32)
+    assert set(dls.vocab.itos[4:]) == {'common', 'train', 'own0', 'own1'}
+    assert dls.vocab.itos[4:6] == ['common', 'train']
+    assert load_dls(folder, size=32, min_freq=6).vocab.itos[4:] == ['common', 'train']
+    with pytest.raises(ValueError, match='min_freq=7'): load_dls(folder, size=32, min_freq=7)   # 'common' is there 12 times in all
+    assert all(dls.vocab.unk_idx in o.ids for o in dls.valid_ds.items)
+
+@pytest.mark.parametrize('splits', [{}, dict(train=range(12)), dict(train=range(8), valid=range(8, 12)), dict(train=range(8), test=range(8, 12))], ids=str)
+def test_captions_of_an_image_are_in_one_split(tmp_path, splits):
+    "Drawn or named, a split is one of images: all captions of an image are in it, and no image is in two"
+    named = {s: [f'{i}.jpg' for i in r] for s,r in splits.items()}
+    folder = flickr_folder(tmp_path/'a', {f'{i}.jpg': [f'a b c{j}' for j in range(5)] for i in range(12)}, named)
+    dls = load_dls(folder, size=32)
+    captions = dls.captions
+    assert (captions.groupby('image').split.nunique() == 1).all() and (captions.groupby('image').size() == 5).all()
+    train,valid = ({o.image for o in ds.items} for ds in (dls.train_ds, dls.valid_ds))
+    assert train and valid and not train & valid
+    assert not (train | valid) & (set(dls.refs('test')) if 'test' in splits else set())
+
+def test_an_image_under_two_names_is_in_one_split(tmp_path):
+    "An image that the file names in two ways is still one image"
+    folder = flickr_folder(tmp_path/'a', some_captions(10))
+    rows = [(f'{p}{i}.jpg', f'a b {i}') for i in range(10) for p in ('', 'Images/', './')]
+    dls = CaptionDataLoaders.from_df(pd.DataFrame(rows, columns=['image', 'caption']), folder, valid_pct=0.5, min_freq=1, size=32)
+    assert (dls.captions.groupby('image').size() == 3).all()
+    assert not set(dls.refs('train')) & set(dls.refs('valid'))
+
+# Seeds
+
+def two_stages(scenes, seed, weights):
+    set_seed(seed)
+    learn = tiny_learner(load_dls(scenes, seed=seed, aug=True, bs=32), weights, p=0.3)
+    with learn.no_bar(), learn.no_logging(): learn.fit_stages([Stage(1, 1e-3, freeze=True), Stage(1, slice(1e-5, 1e-3), bs=16)])
+    return tensors(learn.model),[float(l) for l in learn.history.losses]
+
+def test_a_seed_gives_the_same_run_twice(scenes):
+    "Two stages with augmentation and dropout: the same seed gives the same weights bit for bit, another one does not"
+    weights,losses = two_stages(scenes, 3, None)
+    random.random(); torch.rand(5)   # what was drawn in between does not count
+    again,losses_again = two_stages(scenes, 3, None)
+    assert not changed(weights, again) and losses == losses_again
+    assert two_stages(scenes, 4, None)[1] != losses
+
+def batches(scenes, num_workers, epoch=0, **kw):
+    "The training batches of an epoch"
+    random.seed(num_workers); torch.manual_seed(num_workers)   # must not matter
+    dl = load_dls(scenes, aug=True, num_workers=num_workers, **kw).train
+    dl.epoch = epoch
+    return [(x.cpu(), y.cpu()) for x,y in dl]
+
+def same_batches(a, b): return len(a) == len(b) and all(torch.equal(x, y) for p,q in zip(a, b) for x,y in zip(p, q))
+
+def test_random_numbers_come_from_seed_epoch_and_item(scenes):
+    "Order and augmentation depend on these three: not on the number of workers, nor on epochs before"
+    alone = batches(scenes, 0)
+    assert same_batches(alone, batches(scenes, 2))
+    assert not same_batches(alone, batches(scenes, 0, epoch=1))
+    assert not same_batches(alone, batches(scenes, 0, seed=2))
+    assert same_batches(batches(scenes, 0, epoch=1), batches(scenes, 2, epoch=1))
+
+def test_an_item_is_augmented_alike_in_every_batch_size(scenes):
+    "What an item looks like in an epoch does not hang on the batch in which it comes"
+    dls = load_dls(scenes, aug=True)
+    small = dls.with_bs(5)
+    for epoch in (0, 1):
+        for o in (dls, small): o.train.epoch = epoch
+        assert all(torch.equal(dls.train.do_item(i)[0], small.train.do_item(i)[0]) for i in (0, 7, 99))
+    assert not torch.equal(dls.train.do_item(0)[0], dls.train.do_item(1)[0])   # two captions of one picture
+
+def test_training_counts_its_epochs(dls):
+    "Each epoch of a training has random numbers of its own, over several fits"
+    learn,seen = tiny_learner(dls),[]
+    dl,get_idxs = learn.dls.train,learn.dls.train.get_idxs
+    dl.get_idxs = lambda: seen.append(dl.epoch) or get_idxs()
+    try: fit(learn, 2, 1e-3); fit(learn, 1, 1e-3)
+    finally: del dl.get_idxs
+    assert [e for i,e in enumerate(seen) if e not in seen[:i]] == [0, 1, 2]
