@@ -43,7 +43,7 @@ def _numbers(text, kind, name, n=None):
 
 # %% ../nbs/15_app.ipynb #cell-009
 _recipes = dict(
-    shapes=dict(arch='shapes_cnn', epochs='2,2', lr='1e-2,4e-3', bs='32', size=96, min_freq=1, emb_sz=64, attn_sz=128, n_hid=256, dropout=0., lambda_attn=0.),
+    shapes=dict(arch='shapes_cnn', epochs='1,3', lr='1e-2,6e-3', bs='32', size=96, min_freq=1, emb_sz=64, attn_sz=128, n_hid=256, dropout=0., lambda_attn=0.),
     photos=dict(arch='mobilenet_v2', epochs='10,6', lr='4e-4,1e-4', bs='32,16', size=224, min_freq=5, emb_sz=300, attn_sz=512, n_hid=512, dropout=0.5, lambda_attn=1.))
 
 def _stages(o):
@@ -98,16 +98,17 @@ def _save_figure(fig, fname):
     fig.savefig(fname, dpi=110); plt.close(fig)
     return str(fname)
 
-def _lr_find(learn, out):
-    with learn.no_logging(): learn.lr_find(suggest_funcs=(valley,))
-    return _save_figure(plt.gcf(), out/'lr_find.png')
-
-def _fit(learn, stages, report):
-    "All stages, with a bar on a terminal and a line an epoch in a log"
-    if sys.stdout.isatty(): return learn.fit_stages(stages, cbs=report)
+@contextmanager
+def _progress(learn):
+    "A bar on a terminal, a line an epoch in a log"
+    if sys.stdout.isatty(): yield; return
     names = lambda: learn.recorder.metric_names
     learn.logger = lambda log: print('  '.join(f'{n} {v:.4g}' if isinstance(v, float) else f'{n} {v}' for n,v in zip(names(), log)), flush=True)
-    with learn.no_bar(): learn.fit_stages(stages, cbs=report)
+    with learn.no_bar(): yield
+
+def _lr_find(learn, out):
+    with _progress(learn), learn.no_logging(): learn.lr_find(suggest_funcs=(valley,))
+    return _save_figure(plt.gcf(), out/'lr_find.png')
 
 def _finish(learn, out, split, beam_sz):
     "Save the captioner, show five held-out pictures; returns the files of the figures"
@@ -142,7 +143,7 @@ def caption_train(
             emb_sz=o.emb_sz, attn_sz=o.attn_sz, n_hid=o.n_hid, p=o.dropout, path=out, history=out/'history.csv')
         split = 'test' if 'test' in set(dls.captions.split) else 'valid'
         figures = [_lr_find(learn, out)]
-        _fit(learn, stages, _Report(split, o.beam_sz, read_scenes(out/'scenes') if shapes else None))
+        with _progress(learn): learn.fit_stages(stages, cbs=_Report(split, o.beam_sz, read_scenes(out/'scenes') if shapes else None))
         figures += _finish(learn, out, split, o.beam_sz)
         print('\npictures: ' + ' '.join(figures) + f'\ncaptioner: {out}')
 

@@ -125,11 +125,13 @@ class SortishSampler(SortedDL):
 def show_captions(imgs, titles, ctxs=None, max_n=9, ncols=3, figsize=None, width=32, **kwargs):
     "Pictures under their titles, wrapped at `width` letters; lines of a title stay lines"
     n = min(len(imgs), max_n)
-    if ctxs is None: ctxs = get_grid(n, ncols=min(ncols, n), figsize=figsize or (min(ncols, n)*3.4, math.ceil(n/ncols)*3.9))
+    if ctxs is None:
+        rows,cols = math.ceil(n/ncols),min(ncols, n)
+        ctxs = plt.subplots(rows, cols, figsize=figsize or (cols*3.2, rows*3.8), layout='constrained', squeeze=False)[1].flatten()
+        for ax in ctxs[n:]: ax.axis('off')
     for img,title,ctx in zip(imgs, titles, ctxs):
         img.show(ctx=ctx, **kwargs)
         ctx.set_title('\n'.join(textwrap.fill(l, width) for l in title.split('\n')), fontsize=9)
-    ctxs[0].figure.tight_layout()
     return ctxs
 
 @dispatch

@@ -16,7 +16,7 @@ from .callbacks import AttentionPenalty, BleuMetric, CaptionLoss, CountEpochs, P
 from .data import CaptionDataLoaders
 from .metrics import Top5Accuracy, evaluate
 from .model import caption_model, caption_splitter
-from .search import caption_images
+from .search import search
 from .text import read_vectors, vocab_vectors
 
 # %% ../nbs/12_learner.ipynb #cell-006
@@ -58,11 +58,11 @@ class CaptionLearner(Learner):
     def show_results(self, ds_idx=1, dl=None, max_n=6, shuffle=True, beam_sz=3, **kwargs):
         "Pictures with the caption that the model makes of them, running free, and a true one"
         if dl is None: dl = self.dls[ds_idx].new(shuffle=shuffle, bs=max_n)
-        b = dl.one_batch()
-        samples = dl.decode_batch(b, max_n=max_n)
-        hyps = caption_images(self.model, self.dls.pipeline, [self.dls.pipeline.open(TensorImage(s[0]).float()) for s in samples], beam_sz=beam_sz)
-        outs = L([(self.dls.vocab.decode(h[0].ids),) for _,h in hyps])
-        show_results(b[0], b[1], samples, outs, max_n=max_n, **kwargs)
+        imgs,caps = dl.one_batch()
+        self.model.eval()
+        with torch.no_grad(): hyps = search(self.model.decoder, self.model(imgs[:max_n]), beam_sz=beam_sz)
+        outs = L((self.dls.vocab.decode(h[0].ids),) for h in hyps)
+        show_results(imgs, caps, dl.decode_batch((imgs, caps), max_n=max_n), outs, max_n=max_n, **kwargs)
 
     @delegates(evaluate)
     def evaluate(self,

@@ -48,11 +48,11 @@ def relation(
     a:Obj, # has a box
     b:Obj  # has a box
 )->str: # 'left', 'right', 'above', 'below', or None where none is clear
-    "Where `a` is from `b`: there is a gap along one axis, and the offset is at least twice that along the other"
+    "Where `a` is from `b`: there is a gap of 6 pixels along one axis, and the offset is at least twice that along the other"
     (ax0,ay0,ax1,ay1), (bx0,by0,bx1,by1) = a.box, b.box
     dx, dy = (ax0+ax1-bx0-bx1)/2, (ay0+ay1-by0-by1)/2
-    if abs(dx) >= 2*abs(dy) and max(ax0-bx1, bx0-ax1) >= 2: return 'left' if dx < 0 else 'right'
-    if abs(dy) >= 2*abs(dx) and max(ay0-by1, by0-ay1) >= 2: return 'above' if dy < 0 else 'below'
+    if abs(dx) >= 2*abs(dy) and max(ax0-bx1, bx0-ax1) >= 6: return 'left' if dx < 0 else 'right'
+    if abs(dy) >= 2*abs(dx) and max(ay0-by1, by0-ay1) >= 6: return 'above' if dy < 0 else 'below'
 
 # %% ../nbs/00_shapes.ipynb #cell-010
 def _place(size, rng):

@@ -1,10 +1,14 @@
 "Fixtures of all tests: some scenes, a learner trained on them, its captioner, and seeds"
+import warnings
+
 import matplotlib; matplotlib.use('Agg')
 import pytest
-from fastai.torch_core import set_seed
 
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')   # of what fastai imports
+    from fastai.torch_core import set_seed
+    from helpers import fit, load_dls, tiny_learner
 from caption_fastai.shapes import write_shapes
-from helpers import fit, load_dls, tiny_learner
 
 def pytest_configure(config): config.addinivalue_line('markers', 'long: takes many minutes, runs with `make long`')
 
@@ -25,7 +29,7 @@ def dls(scenes): return load_dls(scenes)
 def trained(dls):
     "A learner that has seen the scenes a few times"
     set_seed(1)
-    return fit(tiny_learner(dls), 3, 1e-2)
+    return fit(tiny_learner(dls, p=0.1), 3, 1e-2)
 
 @pytest.fixture(scope='session')
 def captioner_dir(trained, tmp_path_factory):

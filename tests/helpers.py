@@ -59,6 +59,14 @@ def fails(error, f, *parts):
     with pytest.raises(error) as e: f()
     check_message(e.value, *parts)
 
+def warns(f, *parts):
+    "What `f()` gives, and its warnings of pictures that are left out, each a line; together they hold `parts`"
+    with pytest.warns(UserWarning, match='left out') as found: res = f()
+    said = [m for w in found if 'left out' in (m := str(w.message))]
+    for m in said: check_message(m)
+    for p in parts: assert any(str(p) in m for m in said)
+    return res,said
+
 def command_fails(command, argv, *parts):
     "The command ends with one line that starts with its name and holds `parts`"
     with pytest.raises(SystemExit) as e: command([str(o) for o in argv])

@@ -3,7 +3,6 @@ import itertools, math, random
 
 import pandas as pd, pytest, torch
 from fastai.torch_core import set_seed
-from torch.nn import functional as F
 
 from caption_fastai.callbacks import CaptionLoss, attention_penalty
 from caption_fastai.captions import read_captions
@@ -65,7 +64,8 @@ def textbook(dec, feats, caps):
         a = feats[row//k]                                                                            # (L,D)
         h,c = (torch.tanh(linear(o, a.sum(0)/len(a))) for o in ('init_h', 'init_c'))
         for word in cap[:-1]:
-            e = torch.stack([linear('attention.score', torch.tanh(linear('attention.key', l) + linear('attention.query', h)))[0] for l in a])
+            seen = [torch.tanh(linear('attention.key', l) + linear('attention.query', h)) for l in a]
+            e = torch.stack([linear('attention.score', o)[0] for o in seen])
             alpha = e.exp()/e.exp().sum()
             z = torch.sigmoid(linear('gate', h))*sum(w*l for w,l in zip(alpha, a))
             emb = dec.embedding.weight[word]
@@ -173,7 +173,9 @@ def test_beam_equals_brute_force(length_penalty):
 def test_batched_equals_one_by_one(trained, kw):
     "Pictures captioned all at once get what each gets alone"
     model,pipeline,images = trained.model,trained.dls.pipeline,list(trained.dls.refs('test'))
+    model.train()   # captions are made in evaluation mode, and then it goes on training
     together = dict(caption_images(model, pipeline, images, bs=len(images), **kw))
+    assert model.training
     assert list(together) == list(range(len(images)))
     for i,image in enumerate(images):
         (_,alone), = caption_images(model, pipeline, [image], **kw)
@@ -239,10 +241,12 @@ def test_vocabulary_is_of_training_captions(tmp_path):
     assert set(dls.vocab.itos[4:]) == {'common', 'train', 'own0', 'own1'}
     assert dls.vocab.itos[4:6] == ['common', 'train']
     assert load_dls(folder, size=32, min_freq=6).vocab.itos[4:] == ['common', 'train']
-    with pytest.raises(ValueError, match='min_freq=7'): load_dls(folder, size=32, min_freq=7)   # 'common' is there 12 times in all
+    # 'common' is there 12 times in all, 6 of them in training
+    with pytest.raises(ValueError, match='min_freq=7'): load_dls(folder, size=32, min_freq=7)
     assert all(dls.vocab.unk_idx in o.ids for o in dls.valid_ds.items)
 
-@pytest.mark.parametrize('splits', [{}, dict(train=range(12)), dict(train=range(8), valid=range(8, 12)), dict(train=range(8), test=range(8, 12))], ids=str)
+@pytest.mark.parametrize('splits', [{}, dict(train=range(12)), dict(train=range(8), valid=range(8, 12)),
+                                    dict(train=range(8), test=range(8, 12))], ids=str)
 def test_captions_of_an_image_are_in_one_split(tmp_path, splits):
     "Drawn or named, a split is one of images: all captions of an image are in it, and no image is in two"
     named = {s: [f'{i}.jpg' for i in r] for s,r in splits.items()}
@@ -296,13 +300,25 @@ def test_random_numbers_come_from_seed_epoch_and_item(scenes):
     assert same_batches(batches(scenes, 0, epoch=1), batches(scenes, 2, epoch=1))
 
 def test_an_item_is_augmented_alike_in_every_batch_size(scenes):
-    "What an item looks like in an epoch does not hang on the batch in which it comes"
+    "What an item looks like in an epoch does not hang on the batch in which it comes; item, epoch and seed each change it"
     dls = load_dls(scenes, aug=True)
-    small = dls.with_bs(5)
+    small,other = dls.with_bs(5),load_dls(scenes, aug=True, seed=2)
+    def look(dls, epoch, item):
+        dls.train.epoch = epoch
+        return dls.train.do_item(item)[0]
     for epoch in (0, 1):
-        for o in (dls, small): o.train.epoch = epoch
-        assert all(torch.equal(dls.train.do_item(i)[0], small.train.do_item(i)[0]) for i in (0, 7, 99))
-    assert not torch.equal(dls.train.do_item(0)[0], dls.train.do_item(1)[0])   # two captions of one picture
+        for item in (0, 7, 99): assert torch.equal(look(dls, epoch, item), look(small, epoch, item))
+    assert dls.train_ds.items[0].image == dls.train_ds.items[1].image
+    for d,epoch,item in ((dls, 0, 1), (dls, 1, 0), (other, 0, 0)): assert not torch.equal(look(dls, 0, 0), look(d, epoch, item))
+
+def test_every_epoch_has_an_order_of_its_own(scenes):
+    "Seed and epoch give the order of the items, and nothing else does"
+    def order(epoch, **kw):
+        dl = load_dls(scenes, **kw).train
+        dl.epoch = epoch
+        return list(dl.get_idxs())
+    assert order(0) == order(0) and sorted(order(0)) == list(range(500))
+    assert order(0) != order(1) and order(0) != order(0, seed=2)
 
 def test_training_counts_its_epochs(dls):
     "Each epoch of a training has random numbers of its own, over several fits"

@@ -1,0 +1,66 @@
+"""Draws the pictures of the README into this folder: `python snapshots/draw.py RUN`
+
+RUN is a folder that `caption_train --data shapes` wrote (`make train` writes runs/shapes)."""
+import shutil, sys
+from itertools import takewhile
+from pathlib import Path
+
+from caption_fastai.all import *
+
+here = Path(__file__).parent
+
+
+def save(fig, name):
+    fig.savefig(here/name, dpi=90, bbox_inches='tight'); plt.close(fig)
+
+
+def draw_model():
+    "What flows where, with the shapes of a picture of 224 pixels through MobileNetV2"
+    fig,ax = plt.subplots(figsize=(11, 3.6)); ax.axis('off'); ax.set(xlim=(0, 11), ylim=(0, 3.6))
+    def box(x, y, w, h, text, color): ax.add_patch(plt.Rectangle((x, y), w, h, fc=color, ec='#444')); ax.text(x + w/2, y + h/2, text, ha='center', va='center', fontsize=10)
+    def arrow(a, b, text='', dy=.13, **kw):
+        ax.annotate('', b, a, arrowprops=dict(arrowstyle='->', color='#444', **kw))
+        ax.text((a[0] + b[0])/2, (a[1] + b[1])/2 + dy, text, ha='center', fontsize=8.5, color='#444')
+    box(0, 1.7, 1.45, 1.1, 'picture\n3 x 224 x 224', '#f3f3f3')
+    box(2, 1.7, 1.75, 1.1, 'Encoder\na CNN cut\nbefore its pool', '#cfe3f7')
+    box(4.85, 1.7, 1.85, 1.1, 'AdditiveAttention\neq. 4, 5, 13', '#fde2b8')
+    box(8, 1.7, 1.5, 1.1, 'LSTM cell\neq. 1 to 3', '#d5ecd0')
+    box(8, .2, 1.5, .7, 'Embedding', '#d5ecd0')
+    box(10, 1.95, .9, .6, 'words', '#f3f3f3')
+    arrow((1.45, 2.25), (2, 2.25)); arrow((3.75, 2.25), (4.85, 2.25), 'features a\n49 x 1280', .1)
+    arrow((6.7, 2.25), (8, 2.25), 'context z,\ngated', .1); arrow((9.5, 2.25), (10, 2.25))
+    arrow((8.75, .9), (8.75, 1.7)); arrow((10.45, 1.95), (9.5, .55), connectionstyle='arc3,rad=-.3'); ax.text(10.3, .75, 'last word', fontsize=8.5, color='#444')
+    arrow((8.75, 2.8), (5.85, 2.8), 'state h', .62, connectionstyle='arc3,rad=.35')
+    arrow((5.85, 1.7), (5.85, .95)); ax.text(5.85, .7, 'alpha: where it looks\n49 weights that sum to 1', ha='center', va='center', fontsize=8.5, color='#444')
+    save(fig, 'model.png')
+
+
+def draw_beam(captioner, picture, beam_sz=5):
+    "The best captions of a beam as a tree: what they share is drawn once"
+    caps = captioner.caption(picture, beam_sz=beam_sz, n_best=beam_sz)
+    fig,(ax0,ax) = plt.subplots(1, 2, figsize=(15, 3), width_ratios=(1, 6), layout='constrained')
+    ax0.imshow(open_image(picture)); ax0.axis('off'); ax.axis('off')
+    n = max(len(c.words) for c in caps)
+    ax.set(xlim=(-.4, n + 1.3), ylim=(-len(caps) + .4, .6))
+    for row,c in enumerate(caps):
+        shared = max((sum(1 for _ in takewhile(lambda p: p[0] == p[1], zip(c.words, o.words))) for o in caps[:row]), default=0)
+        above = next((i for i,o in enumerate(caps[:row]) if o.words[:shared] == c.words[:shared]), 0)
+        if row: ax.plot([shared - .62, shared - .62, shared - .4], [-above - .15, -row, -row], color='#999', lw=1)
+        for t in range(shared, len(c.words)): ax.text(t, -row, c.words[t], ha='center', va='center', fontsize=10, weight='bold' if row == 0 else None)
+        ax.text(n + .3, -row, f'log p {c.score:.2f}', va='center', fontsize=10, color='#666')
+    ax.set_title(f'the {beam_sz} best of a beam of {beam_sz}', fontsize=11)
+    save(fig, 'beam_search.png')
+
+
+def main(run):
+    run,captioner = Path(run),Captioner.load(run)
+    draw_model()
+    scenes = read_scenes(run/'scenes')
+    pics = [run/'scenes'/'Images'/name for name in (run/'scenes'/'Flickr_8k.testImages.txt').read_text().split()[:40]]
+    three = [p for p in pics if len(scenes[p.name].objs) == 3]
+    draw_beam(captioner, three[0])
+    save(captioner.caption(three[1]).plot_attention(), 'attention.png')
+    for name in ('lr_find', 'training'): shutil.copy(run/f'{name}.png', here/f'{name}.png')
+
+
+if __name__ == '__main__': main(sys.argv[1])

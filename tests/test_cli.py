@@ -1,0 +1,136 @@
+"The three commands from end to end: what they write, what they print, and how they end"
+import csv, io, json, subprocess, sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from caption_fastai.app import caption_evaluate, caption_predict, caption_train
+from caption_fastai.captioner import Captioner
+from caption_fastai.shapes import write_shapes
+
+def start(command, *args):
+    "Start an installed console script"
+    argv = [str(o) for o in (Path(sys.executable).parent/command, *args)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding='utf-8')
+
+def finish(process):
+    "Standard output and standard error of a script that ends well"
+    out,err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out,err
+
+def test_console_scripts(captioner_dir, scenes, photos, tmp_path):
+    "caption_predict prints an object a line and draws a figure, caption_evaluate prints one object and writes every caption"
+    figure,rows_file = tmp_path/'a.png',tmp_path/'rows.json'
+    predict = start('caption_predict', captioner_dir, *photos, '--json', '--attention', figure)
+    evaluate = start('caption_evaluate', captioner_dir, '--data', scenes, '--split', 'test', '--beam_sz', 2, '--out', rows_file)
+    out,err = finish(predict)
+    said = [json.loads(l) for l in out.splitlines()]
+    assert err == ''
+    assert [o['image'] for o in said] == [str(p) for p in photos]
+    assert all(o.keys() == {'image', 'caption', 'score'} and o['caption'] and o['score'] < 0 for o in said)
+    assert min(Image.open(figure).size) > 100
+
+    out,err = finish(evaluate)
+    scores,rows = json.loads(out),json.loads(rows_file.read_text(encoding='utf-8'))
+    assert err == '' and len(out.splitlines()) == 1
+    assert {'bleu1', 'bleu2', 'bleu3', 'bleu4', 'n', 'signature'} <= scores.keys()
+    assert scores['n'] == len(rows) == 20 and 'beam 2' in scores['signature'] and '5 references' in scores['signature']
+    assert all(r.keys() == {'image', 'hypothesis', 'references'} and len(r['references']) == 5 for r in rows)
+    assert {r['image'] for r in rows} == set((scenes/'Flickr_8k.testImages.txt').read_text().split())
+    captions = {tuple(l.split('\t')) for l in (scenes/'Flickr8k.token.txt').read_text().splitlines()}
+    said_true = {(f"{r['image']}#{i}", c) for r in rows for i,c in enumerate(r['references'])}
+    assert said_true <= captions   # as they stand in the file
+    assert {Path(o['image']).name for o in said} <= {r['image'] for r in rows}
+
+def test_predict_prints_a_caption_a_line(captioner_dir, photos, capsys):
+    "One picture gives its caption alone; several give name, tab, caption"
+    captions = [c.text for c in Captioner.load(captioner_dir).caption(list(map(str, photos)), beam_sz=2)]
+    caption_predict([str(captioner_dir), str(photos[0]), '--beam_sz', '2'])
+    assert capsys.readouterr().out == f'{captions[0]}\n'
+    caption_predict([str(captioner_dir), *map(str, photos), '--beam_sz', '2'])
+    assert capsys.readouterr().out == ''.join(f'{p}\t{c}\n' for p,c in zip(photos, captions))
+
+@pytest.mark.parametrize('command', [caption_train, caption_evaluate, caption_predict], ids=lambda f: f.__name__)
+def test_help_and_wrong_options(command, capsys):
+    "--help explains every option; a wrong option and none at all are one line of error under the usage"
+    with pytest.raises(SystemExit) as e: command(['--help'])
+    out = capsys.readouterr().out
+    assert not e.value.code and out.startswith(f'usage: {command.__name__}')
+    options = [l for l in out.splitlines() if l.startswith('  --')]
+    assert len(options) >= 5
+    for argv in (['--nonsense', '1'], []):
+        with pytest.raises(SystemExit) as e: command(argv)
+        assert e.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f'{command.__name__}: error: ')
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "A training on a folder in Flickr8k's layout by the command: the folder that it wrote, and what it printed"
+    tmp = tmp_path_factory.mktemp('cli')
+    data,out = write_shapes(tmp/'data', n_train=30, n_valid=6, n_test=6),tmp/'runs'/'out'
+    argv = f'''--data {data} --out {out} --arch shapes_cnn --size 96 --min_freq 1 --num_workers 0 --epochs 1,1
+               --lr 1e-2,1e-3 --bs 16,8 --aug --emb_sz 16 --attn_sz 16 --n_hid 32 --dropout 0.1 --beam_sz 2 --seed 7'''.split()
+    with redirect_stdout(io.StringIO()) as text: caption_train(argv)
+    return out,text.getvalue(),data,argv
+
+def test_train_writes_its_files(run):
+    "The folder holds the captioner, the table of epochs, and the figures"
+    out = run[0]
+    figures = ['training.png', 'lr_find.png', *(f'attention_{i}.png' for i in range(1, 6))]
+    for f in ['model.safetensors', 'config.json', 'vocab.json', 'history.csv', *figures]:
+        assert (out/f).stat().st_size > 100, f
+    for f in out.glob('*.png'): Image.open(f).verify()
+    assert not list(out.glob('*.part'))
+    rows = list(csv.DictReader((out/'history.csv').open()))
+    assert [(r['stage'], r['batches']) for r in rows] == [('1', '10'), ('2', '29')]   # 150 captions by 16, then by 8
+    assert all(float(r[c]) >= 0 for r in rows for c in ('train_loss', 'valid_loss', 'bleu4'))
+
+def test_train_prints_what_happened(run):
+    "The data, scores with their signature after each stage, the table of epochs, and five captions with the truth are printed"
+    out,text,data,_ = run
+    lines = text.splitlines()
+    assert lines[0].startswith('vocabulary: ') and '30' in next(l for l in lines if l.startswith('train'))
+    for stage in (1, 2):
+        i = next(i for i,l in enumerate(lines) if l.startswith(f'after stage {stage}, test split: '))
+        assert 'bleu4' in lines[i] and lines[i+1].startswith('  (nltk') and 'beam 2' in lines[i+1] and '6 images' in lines[i+1]
+    head = next(i for i,l in enumerate(lines) if l.split()[:3] == ['stage', 'epoch', 'train_loss'])
+    assert [l.split()[0] for l in lines[head+1:head+3]] == ['1', '2']
+    refs = dict(l.split('#0\t') for l in (data/'Flickr8k.token.txt').read_text().splitlines() if '#0' in l)
+    shown = [i for i,l in enumerate(lines) if l.startswith('  caption: ')]
+    assert len(shown) == 5
+    for i in shown: assert lines[i+1] == f'  true:    {refs[lines[i-1]]}'
+    assert lines[-1] == f'captioner: {out}' and str(out/'training.png') in lines[-2]
+
+def test_a_log_has_plain_lines(run):
+    "Where standard output is no terminal there are no progress bars"
+    text = run[1]
+    assert not {'\r', '\b', '█', '\x1b'} & set(text) and '%|' not in text and '--------' not in text
+
+def test_trained_captioner_gives_the_captions_it_printed(run, capsys):
+    "What is saved is what was shown: the command captions the five pictures alike"
+    out,text,data,_ = run
+    lines = text.splitlines()
+    shown = {lines[i-1]: l.removeprefix('  caption: ') for i,l in enumerate(lines) if l.startswith('  caption: ')}
+    files = [data/'Images'/n for n in shown]
+    caption_predict([str(out), *map(str, files), '--beam_sz', '2'])
+    assert dict(zip(shown, (l.split('\t')[1] for l in capsys.readouterr().out.splitlines()))) == shown
+    caption_evaluate([str(out), '--data', str(data), '--beam_sz', '2'])
+    scores = json.loads(capsys.readouterr().out)
+    assert f"bleu4 {scores['bleu4']:.1f}" in next(l for l in lines if l.startswith('after stage 2'))
+    assert f"({scores['signature']})" in text
+
+def test_seed_gives_the_same_training_twice(run, tmp_path):
+    "The command with the same seed writes the same weights, bit for bit"
+    out,_,_,argv = run
+    again = [str(tmp_path/'again') if o == str(out) else o for o in argv]
+    caption_train(again)
+    assert (tmp_path/'again'/'model.safetensors').read_bytes() == (out/'model.safetensors').read_bytes()
+
+def test_train_into_the_same_folder_again(run):
+    "A second run into the same folder replaces what is there"
+    out,_,_,argv = run
+    caption_train([*argv, '--epochs', '1', '--bs', '8', '--lr', '1e-2'])
+    assert len((out/'history.csv').read_text().splitlines()) == 2
