@@ -6,7 +6,7 @@
 __all__ = ['caption_train', 'caption_evaluate', 'caption_predict']
 
 # %% ../nbs/15_app.ipynb #cell-003
-import argparse, json, sys, warnings
+import argparse, json, math, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def _one_line(command):
     "Errors of the input as one line on standard error with exit status 1, warnings as one line each"
     show,warnings.showwarning = warnings.showwarning,lambda message, *args, **kwargs: print(f'{command}: {message}', file=sys.stderr)
     try: yield
-    except (ValueError, OSError) as e: sys.exit(f'{command}: {e}')
+    except (ValueError, OSError) as e: sys.exit(f'{command}: ' + ' '.join(str(e).split('\n\t')[-1].split()))   # fastai puts a line of its own before
     except KeyboardInterrupt: sys.exit(f'{command}: interrupted')
     finally: warnings.showwarning = show
 
@@ -36,7 +36,7 @@ def _numbers(text, kind, name, n=None):
     "Comma-separated numbers of an option, one a stage"
     try: res = [kind(o) for o in text.split(',')]
     except ValueError: res = []
-    if not res or min(res) <= 0: raise ValueError(f'--{name} {text}: expected numbers above 0 with commas between, one a stage')
+    if not res or not all(0 < o < math.inf for o in res): raise ValueError(f'--{name} {text}: expected numbers above 0 with commas between, one a stage')
     if n is not None and len(res) == 1: res = res*n
     if n is not None and len(res) != n: raise ValueError(f'--{name} {text}: expected {n} numbers, as many as --epochs has')
     return res
@@ -51,6 +51,14 @@ def _stages(o):
     epochs = _numbers(o.epochs, int, 'epochs')
     lrs,bss = _numbers(o.lr, float, 'lr', len(epochs)),_numbers(o.bs, int, 'bs', len(epochs))
     return [Stage(e, slice(l/100, l) if i else l, freeze=not i, bs=b) for i,(e,l,b) in enumerate(zip(epochs, lrs, bss))]
+
+def _check(o):
+    "Options in range"
+    for k in ('size', 'min_freq', 'max_len', 'emb_sz', 'attn_sz', 'n_hid', 'beam_sz'):
+        if getattr(o, k) < 1: raise ValueError(f'--{k} {getattr(o, k)}: expected 1 or more')
+    for k in ('dropout', 'label_smoothing'):
+        if not 0 <= getattr(o, k) < 1: raise ValueError(f'--{k} {getattr(o, k)}: expected 0 or more, and less than 1')
+    if o.num_workers is not None and o.num_workers < 0: raise ValueError(f'--num_workers {o.num_workers}: expected 0 or more')
 
 def _train_parser():
     p = argparse.ArgumentParser('caption_train', description='Train a captioner in stages and save it.')
@@ -116,7 +124,7 @@ def _finish(learn, out, split, beam_sz):
     captioner.save(out)
     print(f'\n{learn.history.table.to_string(index=False)}\n')
     refs = learn.dls.refs(split)
-    caps = captioner.caption(list(refs)[:5], beam_sz=beam_sz)
+    caps = [res[0] for _,res in captioner.stream(list(refs)[:20], beam_sz=beam_sz) if not isinstance(res, Exception)][:5]
     for c in caps: print(f'{Path(c.image).name}\n  caption: {c}\n  true:    {refs[c.image][0]}')
     return [_save_figure(learn.plot_training(), out/'training.png'),
             *(_save_figure(c.plot_attention(), out/f'attention_{i}.png') for i,c in enumerate(caps, 1))]
@@ -131,23 +139,25 @@ def caption_train(
         shapes = o.data == 'shapes'
         for k,v in _recipes['shapes' if shapes else 'photos'].items():
             if getattr(o, k) is None: setattr(o, k, v)
+        _check(o)
         stages = _stages(o)
         set_seed(o.seed)
-        out.mkdir(parents=True, exist_ok=True)
         kw = dict(bs=stages[0].bs, size=o.size, min_freq=o.min_freq, max_len=o.max_len, aug=o.aug, num_workers=o.num_workers, seed=o.seed)
         if shapes: dls = CaptionDataLoaders.from_shapes(out/'scenes', **kw)
         else: dls = CaptionDataLoaders.from_flickr8k(o.data, skip_missing=o.skip_missing, **kw)
+        if o.beam_sz > len(dls.vocab): raise ValueError(f'--beam_sz {o.beam_sz}: the vocabulary has only {len(dls.vocab)} words')
+        out.mkdir(parents=True, exist_ok=True)
         print(dls.summary().to_string(), '\n')
         learn = caption_learner(
             dls, o.arch, None if o.weights == 'none' else o.weights, system=o.system, lambda_attn=o.lambda_attn, label_smoothing=o.label_smoothing,
             emb_sz=o.emb_sz, attn_sz=o.attn_sz, n_hid=o.n_hid, p=o.dropout, path=out, history=out/'history.csv')
-        split = 'test' if 'test' in set(dls.captions.split) else 'valid'
+        split = next(s for s in ('test', 'valid', 'train') if s in set(dls.captions.split))
         figures = [_lr_find(learn, out)]
         with _progress(learn): learn.fit_stages(stages, cbs=_Report(split, o.beam_sz, read_scenes(out/'scenes') if shapes else None))
         figures += _finish(learn, out, split, o.beam_sz)
         print('\npictures: ' + ' '.join(figures) + f'\ncaptioner: {out}')
 
-# %% ../nbs/15_app.ipynb #cell-016
+# %% ../nbs/15_app.ipynb #cell-019
 def caption_evaluate(
     argv=None # arguments, by default those of the command line
 ):
@@ -172,7 +182,7 @@ def caption_evaluate(
             Path(o.out).write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding='utf-8')
         print(json.dumps(scores))
 
-# %% ../nbs/15_app.ipynb #cell-018
+# %% ../nbs/15_app.ipynb #cell-022
 def caption_predict(
     argv=None # arguments, by default those of the command line
 ):

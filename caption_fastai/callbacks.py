@@ -22,7 +22,7 @@ class CaptionLoss:
 
     def __call__(self, logits, caps):
         targs = caps[:,1:].as_subclass(Tensor)
-        loss = F.cross_entropy(logits.as_subclass(Tensor).flatten(0, 1).float(), targs.flatten(), ignore_index=Vocab.pad_idx,
+        loss = F.cross_entropy(logits.as_subclass(Tensor).flatten(0, 1), targs.flatten(), ignore_index=Vocab.pad_idx,
                                label_smoothing=self.label_smoothing, reduction=self.reduction)
         return loss if self.reduction != 'none' else loss.view_as(targs).sum(1)/(targs != Vocab.pad_idx).sum(1)
 
@@ -98,7 +98,7 @@ class BleuMetric(Metric):
     @property
     def value(self):
         "Makes the captions, so ask once; all scores are then in `scores`"
-        if self.learn is None or 'valid' not in set(self.learn.dls.captions.split): return None
+        if self.learn is None: return None
         dls = self.learn.dls
         refs = dict(list(dls.refs('valid').items())[:self.n])
         self.scores,_ = evaluate(self.learn.model, dls.vocab, dls.pipeline, refs, **self.kwargs)

@@ -99,11 +99,12 @@ class Captioner:
         if config['model']['vocab_sz'] != len(vocab):
             raise ValueError(f"{folder/'vocab.json'}: has {len(vocab)} tokens, but the model has {config['model']['vocab_sz']}")
         weights = config['model'].pop('weights')
-        model = caption_model(**config['model'], weights=None)
+        try: model,pipeline = caption_model(**config['model'], weights=None),ImagePipeline(**config['pipeline'])
+        except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"{folder/'config.json'}: {' '.join(str(e).split())}") from None
         model.config['weights'] = weights
         _load_weights(model, folder/'model.safetensors')
         if device is None: device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else 'cpu'
-        return cls(model.eval().to(device), vocab, ImagePipeline(**config['pipeline']))
+        return cls(model.eval().to(device), vocab, pipeline)
 
 def _write(fname, write):
     "Write beside `fname` first, so that a file that is there is whole"
@@ -113,7 +114,7 @@ def _write(fname, write):
 def _read_config(fname):
     try:
         config = json.loads(fname.read_text(encoding='utf-8'))
-        if config['format'] == _FORMAT and {'vocab_sz', 'arch', 'weights'} <= set(config['model']): return config
+        if config['format'] == _FORMAT and {'vocab_sz', 'arch', 'weights'} <= set(config['model']) and 'pipeline' in config: return config
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError): pass
     raise ValueError(f'{fname}: not the configuration of a captioner, or damaged')
 

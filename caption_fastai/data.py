@@ -162,11 +162,12 @@ def _readable_first(items, load):
 
 def _without_faults(df, max_pixels):
     "The table without pictures whose header shows that they cannot be read, which are warned of"
-    faults = L(f for f in (image_fault(i, max_pixels) for i in df.image.unique()) if f)
+    faults = {i:f for i in df.image.unique() if (f := image_fault(i, max_pixels))}
     if not faults: return df
-    note = f'{len(faults)} pictures cannot be read and are left out: {"; ".join(faults[:3])}{" ..." if len(faults) > 3 else ""}'
+    if len(faults) == df.image.nunique(): raise ValueError(f'captions: none of {len(faults)} pictures can be read, the first: {first(faults.values())}')
+    note = f'{len(faults)} pictures cannot be read and are left out: {"; ".join(list(faults.values())[:3])}{" ..." if len(faults) > 3 else ""}'
     warnings.warn(note)
-    good = df[~df.image.isin([f.split(': ')[0] for f in faults])].reset_index(drop=True)
+    good = df[~df.image.isin(list(faults))].reset_index(drop=True)
     good.attrs['notes'] = df.attrs.get('notes', []) + [note]
     return good
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/14_interpret.ipynb #cell-004
+# %% ../nbs/14_interpret.ipynb #cell-005
 import math
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from .captioner import Caption
 from .images import open_image
 from .learner import CaptionLearner
 
-# %% ../nbs/14_interpret.ipynb #cell-006
+# %% ../nbs/14_interpret.ipynb #cell-007
 def _map(alpha, size):
     "A map (L,) on a square grid as an array of the picture's size (width, height), 0..1"
     side = math.isqrt(len(alpha))
@@ -50,7 +50,7 @@ def plot_attention(self:Caption,
     fig.suptitle(self.text, fontsize=13)
     return fig
 
-# %% ../nbs/14_interpret.ipynb #cell-008
+# %% ../nbs/14_interpret.ipynb #cell-009
 def _smooth(xs, beta=0.98):
     "Exponential mean without a bias at the start"
     out,m = [],0.

@@ -55,6 +55,12 @@ class Stage:
 class CaptionLearner(Learner):
     "A fastai `Learner` of a `CaptionModel`"
 
+    def freeze_to(self, n):
+        "As fastai's, and what is frozen forgets its gradients: Adam would go on moving it by those of an earlier stage"
+        super().freeze_to(n)
+        for p in self.model.parameters():
+            if not p.requires_grad: p.grad = None
+
     def show_results(self, ds_idx=1, dl=None, max_n=6, shuffle=True, beam_sz=3, **kwargs):
         "Pictures with the caption that the model makes of them, running free, and a true one"
         if dl is None: dl = self.dls[ds_idx].new(shuffle=shuffle, bs=max_n)

@@ -26,7 +26,7 @@ def bleu(
     weights = [(1/n,)*n for n in range(1, 5)]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')   # nltk warns where no n-gram matches and BLEU is 0
-        return [100*b for b in corpus_bleu(refs, hyps, weights)]
+        return [100*b if b > 1e-99 else 0. for b in corpus_bleu(refs, hyps, weights)]   # nltk has 1e-231 for 0
 
 # %% ../nbs/10_metrics.ipynb #cell-012
 def score_captions(

@@ -90,17 +90,17 @@ def beam_search(
     if k < 1: raise ValueError(f'beam_sz={k}: expected 1 or more')
     if max_len < 1: raise ValueError(f'max_len={max_len}: expected 1 or more')
     if not 1 <= n_best <= k: raise ValueError(f'n_best={n_best}: expected 1 to beam_sz={k}')
-    state = state.repeat(k)
+    if length_penalty < 0: raise ValueError(f'length_penalty={length_penalty}: expected 0 or more')
+    logits,state,alpha = step(torch.full((bs,), Vocab.bos_idx, device=dev), state)   # all hypotheses begin alike
+    if k > logits.shape[-1]: raise ValueError(f'beam_sz={k}: the vocabulary has only {logits.shape[-1]} words')
+    logits,state,alpha = logits.repeat_interleave(k, 0),state.repeat(k),alpha.repeat_interleave(k, 0)
     live = torch.arange(bs, device=dev)
     score = torch.full((bs, k), -torch.inf, device=dev); score[:,0] = 0.
     lens,ended = torch.zeros(bs, k, device=dev).long(),torch.zeros(bs, k, device=dev).bool()
-    tok = torch.full((bs, k), Vocab.bos_idx, device=dev)
     toks,parents = torch.zeros(2, max_len, bs, k, device=dev).long()
-    alphas,n_steps,final = None,torch.zeros(bs, device=dev).long(),torch.zeros(bs, k, device=dev)
+    alphas,n_steps,final = alpha.new_zeros(max_len, bs, k, alpha.shape[-1]),torch.zeros(bs, device=dev).long(),torch.zeros(bs, k, device=dev)
     for t in range(max_len):
-        logits,state,alpha = step(tok.flatten(), state)
-        if alphas is None: alphas = alpha.new_zeros(max_len, bs, k, alpha.shape[-1])
-        if k > logits.shape[-1]: raise ValueError(f'beam_sz={k}: the vocabulary has only {logits.shape[-1]} words')
+        if t: logits,state,alpha = step(tok.flatten(), state)
         logp = _log_probs(logits).unflatten(0, (-1, k))
         score,lens,parent,tok = _extend(logp, score, lens, ended, length_penalty)
         ended = ended.gather(1, parent) | (tok == Vocab.eos_idx)
@@ -116,7 +116,7 @@ def beam_search(
     final,order = final.sort(dim=1, descending=True, stable=True)
     toks,parents,steps = toks.tolist(),parents.tolist(),n_steps.tolist()
     found = [[(s, *_trace(i, j, steps[i], toks, parents, alphas)) for s,j in zip(final[i].tolist(), order[i].tolist())
-              if s > -torch.inf][:n_best] for i in range(bs)]
+              if s != -torch.inf][:n_best] for i in range(bs)]
     return [[Hypothesis(ids, s, als) for s,ids,als in hyps] for hyps in found]
 
 # %% ../nbs/09_search.ipynb #cell-022
