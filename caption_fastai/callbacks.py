@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CaptionLoss', 'TeacherForcing', 'attention_penalty', 'AttentionPenalty', 'PenaltyMetric', 'BleuMetric', 'CountEpochs']
 
-# %% ../nbs/11_callbacks.ipynb #cell-003
+# %% ../nbs/11_callbacks.ipynb #cell-004
 from fastai.callback.core import Callback
 from fastai.learner import Metric
 from fastai.torch_basics import *
@@ -15,7 +15,7 @@ from .metrics import evaluate
 from .search import search
 from .text import Vocab
 
-# %% ../nbs/11_callbacks.ipynb #cell-006
+# %% ../nbs/11_callbacks.ipynb #cell-007
 class CaptionLoss:
     "Cross-entropy of logits (bs,sl-1,K) against captions (bs,sl), mean over the words that are no pads"
     def __init__(self, label_smoothing:float=0., reduction:str='mean'): store_attr()
@@ -29,7 +29,7 @@ class CaptionLoss:
     def activation(self, x): return x if x.dtype == torch.long else x.softmax(-1)
     def decodes(self, x): return x if x.dtype == torch.long else x.argmax(-1)
 
-# %% ../nbs/11_callbacks.ipynb #cell-011
+# %% ../nbs/11_callbacks.ipynb #cell-012
 class TeacherForcing(Callback):
     "Give the model the true captions; in training only with probability `pr_force` for each word"
     order = -5
@@ -53,7 +53,7 @@ class TeacherForcing(Callback):
 
     def after_batch(self): self.alphas = None
 
-# %% ../nbs/11_callbacks.ipynb #cell-013
+# %% ../nbs/11_callbacks.ipynb #cell-014
 def attention_penalty(
     alphas:Tensor, # (bs,sl-1,L)
     caps:Tensor, # (bs,sl)
@@ -84,7 +84,7 @@ class PenaltyMetric(Metric):
     @property
     def name(self): return 'attn_penalty'
 
-# %% ../nbs/11_callbacks.ipynb #cell-016
+# %% ../nbs/11_callbacks.ipynb #cell-017
 class BleuMetric(Metric):
     "BLEU-4 of freely generated captions of the validation pictures"
     def __init__(self,
@@ -104,7 +104,7 @@ class BleuMetric(Metric):
         self.scores,_ = evaluate(self.learn.model, dls.vocab, dls.pipeline, refs, **self.kwargs)
         return self.scores['bleu4']
 
-# %% ../nbs/11_callbacks.ipynb #cell-018
+# %% ../nbs/11_callbacks.ipynb #cell-019
 class CountEpochs(Callback):
     "Number the epochs of the training `DataLoader`, over several fits"
     def before_epoch(self): self.dls.train.epoch = self.n_done = getattr(self, 'n_done', 0)

@@ -6,7 +6,7 @@
 __all__ = ['seeded', 'CaptionItem', 'TensorCaption', 'EncodeCaption', 'Augment', 'says_side', 'LoadImage', 'cap_lens',
            'PadCaptions', 'SortishSampler', 'show_captions', 'show_batch', 'show_results', 'CaptionDataLoaders']
 
-# %% ../nbs/03_data.ipynb #cell-003
+# %% ../nbs/03_data.ipynb #cell-004
 import random, textwrap, warnings, zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .images import IMAGENET, ImagePipeline, image_fault, open_image
 from .shapes import write_shapes
 from .text import Vocab, build_vocab
 
-# %% ../nbs/03_data.ipynb #cell-006
+# %% ../nbs/03_data.ipynb #cell-007
 @contextmanager
 def seeded(*key):
     "Random numbers (Python's, numpy's, torch's) that depend on `key` alone inside the block, and untouched outside"
@@ -32,7 +32,7 @@ def seeded(*key):
     try: yield
     finally: random.setstate(states[0]); np.random.set_state(states[1]); torch.set_rng_state(states[2])
 
-# %% ../nbs/03_data.ipynb #cell-009
+# %% ../nbs/03_data.ipynb #cell-010
 @dataclass(frozen=True)
 class CaptionItem:
     "A picture and one of its captions"
@@ -49,7 +49,7 @@ class EncodeCaption(Transform):
     def encodes(self, o:CaptionItem): return TensorCaption(o.ids)
     def decodes(self, o:TensorCaption): return TitledStr(self.vocab.decode(o))
 
-# %% ../nbs/03_data.ipynb #cell-011
+# %% ../nbs/03_data.ipynb #cell-012
 class Augment:
     "Crop to 1-`crop`..1 of the sides, change brightness, contrast and colour by up to `jitter`, mirror half of the pictures that may be"
     def __init__(self, crop:float=0.2, jitter:float=0.2, mirror:bool=True): self.crop,self.jitter,self.mirror = crop,jitter,mirror
@@ -73,7 +73,7 @@ def says_side(
     "Does the caption say left or right?"
     return not _sides.isdisjoint(w.lower() for w in words)
 
-# %% ../nbs/03_data.ipynb #cell-014
+# %% ../nbs/03_data.ipynb #cell-015
 class LoadImage(Transform):
     "A picture of an item, or any picture that `open_image` takes, by `pipeline`; augmented in training"
     input_types = (CaptionItem, str, Path, bytes, Image.Image, np.ndarray, Tensor)   # for fastai's `test_dl`
@@ -91,7 +91,7 @@ class LoadImage(Transform):
         if self.aug is not None and self.training: img = self.aug(img, o.mirror)
         return PILImage(self.pipeline.open(img))
 
-# %% ../nbs/03_data.ipynb #cell-016
+# %% ../nbs/03_data.ipynb #cell-017
 def cap_lens(
     caps:Tensor # (bs,sl)
 )->Tensor: # (bs,)
@@ -105,7 +105,7 @@ class PadCaptions(ItemTransform):
         return [(o[0], TensorCaption(F.pad(o[1], (0, sl - len(o[1])), value=Vocab.pad_idx)), *o[2:]) if len(o) > 1 else o for o in samples]
     def decodes(self, o): return (o[0], o[1][:max(1, cap_lens(o[1]))], *o[2:]) if len(o) > 1 else o
 
-# %% ../nbs/03_data.ipynb #cell-019
+# %% ../nbs/03_data.ipynb #cell-020
 class SortishSampler(SortedDL):
     "fastai's `SortedDL` (sortish when it shuffles, else sorted, longest first), with random numbers from (seed, epoch, item)"
     seed,epoch = 0,0
@@ -121,7 +121,7 @@ class SortishSampler(SortedDL):
         res.seed,res.epoch = self.seed,self.epoch
         return res
 
-# %% ../nbs/03_data.ipynb #cell-021
+# %% ../nbs/03_data.ipynb #cell-022
 def show_captions(imgs, titles, ctxs=None, max_n=9, ncols=3, figsize=None, width=32, **kwargs):
     "Pictures under their titles, wrapped at `width` letters; lines of a title stay lines"
     n = min(len(imgs), max_n)
@@ -143,7 +143,7 @@ def show_results(x:TensorImage, y:TensorCaption, samples, outs, ctxs=None, max_n
     titles = [f'{out[0]}\n(true: {s[1]})' for s,out in zip(samples, outs)]
     return show_captions(samples.itemgot(0), titles, ctxs=ctxs, max_n=max_n, **kwargs)
 
-# %% ../nbs/03_data.ipynb #cell-023
+# %% ../nbs/03_data.ipynb #cell-024
 def _items(df, vocab, max_len):
     "Items of a table, and how many captions were cut"
     toks = [vocab.tokenize(c) for c in df.caption]

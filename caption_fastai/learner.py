@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['History', 'Stage', 'CaptionLearner', 'caption_learner']
 
-# %% ../nbs/12_learner.ipynb #cell-003
+# %% ../nbs/12_learner.ipynb #cell-004
 import json
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from .model import caption_model, caption_splitter
 from .search import search
 from .text import read_vectors, vocab_vectors
 
-# %% ../nbs/12_learner.ipynb #cell-006
+# %% ../nbs/12_learner.ipynb #cell-007
 class History(Callback):
     "The epochs of all fits as rows (`rows`), and the training loss of each batch (`losses`)"
     order = 55
@@ -41,7 +41,7 @@ class History(Callback):
         "A row an epoch; `batches` is the number of training batches until its end"
         return pd.DataFrame(self.rows)
 
-# %% ../nbs/12_learner.ipynb #cell-008
+# %% ../nbs/12_learner.ipynb #cell-009
 @dataclass
 class Stage:
     "One stage of a training"
@@ -51,7 +51,7 @@ class Stage:
     bs:int=None # batch size, None for that of the stage before
     one_cycle:bool=True # rise and fall of the rate (Smith 2018), or always `lr`
 
-# %% ../nbs/12_learner.ipynb #cell-010
+# %% ../nbs/12_learner.ipynb #cell-011
 class CaptionLearner(Learner):
     "A fastai `Learner` of a `CaptionModel`"
 
@@ -100,7 +100,7 @@ class CaptionLearner(Learner):
         from caption_fastai.captioner import Captioner   # the one import from a later page
         return Captioner.from_learner(self)
 
-# %% ../nbs/12_learner.ipynb #cell-012
+# %% ../nbs/12_learner.ipynb #cell-013
 def _start_embedding(model, vocab, vectors):
     w = vocab_vectors(vocab, read_vectors(vectors, vocab.stoi) if isinstance(vectors, (str, Path)) else vectors)
     emb = model.decoder.embedding.weight

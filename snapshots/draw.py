@@ -45,7 +45,7 @@ def draw_beam(captioner, picture, beam_sz=5):
     for row,c in enumerate(caps):
         shared = max((sum(1 for _ in takewhile(lambda p: p[0] == p[1], zip(c.words, o.words))) for o in caps[:row]), default=0)
         above = next((i for i,o in enumerate(caps[:row]) if o.words[:shared] == c.words[:shared]), 0)
-        if row: ax.plot([shared - .62, shared - .62, shared - .4], [-above - .15, -row, -row], color='#999', lw=1)
+        if shared: ax.plot([shared - .62, shared - .62, shared - .4], [-above - .15, -row, -row], color='#999', lw=1)
         for t in range(shared, len(c.words)): ax.text(t, -row, c.words[t], ha='center', va='center', fontsize=10, weight='bold' if row == 0 else None)
         ax.text(n + .3, -row, f'log p {c.score:.2f}', va='center', fontsize=10, color='#666')
     ax.set_title(f'the {beam_sz} best of a beam of {beam_sz}', fontsize=11)
