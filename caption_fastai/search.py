@@ -21,10 +21,10 @@ class Hypothesis(NamedTuple):
     score:float # sum of the words' log probabilities, divided by len(ids)**length_penalty
     alphas:Tensor # (len(ids),L), where it looked for each word
 
-def _log_probs(logits):
-    "Log probabilities (...,K), with no chance for the tokens that are no words"
+def _log_probs(logits, t):
+    "Log probabilities (...,K) at step `t`, with no chance for tokens that are no words, nor for an end before the first word"
     logp = logits.float().log_softmax(-1)
-    logp[..., [Vocab.pad_idx, Vocab.bos_idx, Vocab.unk_idx]] = -torch.inf
+    logp[..., [Vocab.pad_idx, Vocab.bos_idx, Vocab.unk_idx] + [Vocab.eos_idx]*(t == 0)] = -torch.inf
     return logp
 
 # %% ../nbs/09_search.ipynb #cell-007
@@ -39,9 +39,9 @@ def greedy_search(
     live = list(range(len(state.image[0])))
     found = [([], [], []) for _ in live]
     ids = torch.full((len(live),), Vocab.bos_idx, device=state.image[0].device)
-    for _ in range(max_len):
+    for t in range(max_len):
         logits,state,alpha = step(ids, state)
-        logp,ids = _log_probs(logits).max(-1)
+        logp,ids = _log_probs(logits, t).max(-1)
         for i,id,lp,al in zip(live, ids.tolist(), logp.tolist(), alpha):
             for o,v in zip(found[i], (id, lp, al)): o.append(v)
         go_on = (ids != Vocab.eos_idx).nonzero()[:,0]
@@ -101,7 +101,7 @@ def beam_search(
     alphas,n_steps,final = alpha.new_zeros(max_len, bs, k, alpha.shape[-1]),torch.zeros(bs, device=dev).long(),torch.zeros(bs, k, device=dev)
     for t in range(max_len):
         if t: logits,state,alpha = step(tok.flatten(), state)
-        logp = _log_probs(logits).unflatten(0, (-1, k))
+        logp = _log_probs(logits, t).unflatten(0, (-1, k))
         score,lens,parent,tok = _extend(logp, score, lens, ended, length_penalty)
         ended = ended.gather(1, parent) | (tok == Vocab.eos_idx)
         toks[t,live],parents[t,live],alphas[t,live] = tok,parent,alpha.unflatten(0, (-1, k))

@@ -142,11 +142,11 @@ def tiny_vocab_decoder(n_words, K):
 
 @torch.no_grad()
 def all_captions(dec, state, max_len, n_words):
-    "Every caption there can be, with its log probability among all K tokens"
+    "Every caption there can be (of a word at least), with its log probability among all K tokens"
     words,found = range(4, 4+n_words),{}
     for n in range(max_len):
         for body in itertools.product(words, repeat=n):
-            ends = [Vocab.eos_idx] + [w for w in words if n == max_len-1]
+            ends = [Vocab.eos_idx]*(n > 0) + [w for w in words if n == max_len-1]
             for ids in (list(body) + [e] for e in ends):
                 s,total,last = state,0.,Vocab.bos_idx
                 for w in ids:
@@ -158,12 +158,12 @@ def all_captions(dec, state, max_len, n_words):
 @pytest.mark.parametrize('length_penalty', [0., 0.7, 1.])
 def test_beam_equals_brute_force(length_penalty):
     "A beam as wide as there are captions of a tiny vocabulary ranks them all as scoring each of them does"
-    dec,state = tiny_vocab_decoder(n_words=3, K=40)   # 1 + 3 + 9 end before the third word, 27 with it or later
+    dec,state = tiny_vocab_decoder(n_words=3, K=40)   # 3 + 9 end before the third word, 27 with it or later
     hyps = beam_search(dec.step, state, beam_sz=40, max_len=3, length_penalty=length_penalty, n_best=40)
     best = beam_search(dec.step, state, beam_sz=40, max_len=3, length_penalty=length_penalty)
     for i,found in enumerate(hyps):
         scores = all_captions(dec, state.pick_images(torch.tensor([i])), 3, 3)
-        assert len(scores) == 40
+        assert len(scores) == 39
         scores = {k: v/len(k)**length_penalty for k,v in scores.items()}
         assert [tuple(h.ids) for h in found] == sorted(scores, key=scores.get, reverse=True)
         for h in found: assert h.score == pytest.approx(scores[tuple(h.ids)], abs=1e-5)
