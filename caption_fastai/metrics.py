@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bleu', 'score_captions', 'evaluate', 'Top5Accuracy']
 
-# %% ../nbs/10_metrics.ipynb #cell-003
+# %% ../nbs/10_metrics.ipynb #cell-004
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from nltk.translate.bleu_score import corpus_bleu
 from .search import caption_images
 from .text import Vocab, tokenize
 
-# %% ../nbs/10_metrics.ipynb #cell-006
+# %% ../nbs/10_metrics.ipynb #cell-007
 def bleu(
     hyps:list[str], # a caption an image
     refs:list[list[str]] # the references of each
@@ -28,7 +28,7 @@ def bleu(
         warnings.simplefilter('ignore')   # nltk warns where no n-gram matches and BLEU is 0
         return [100*b if b > 1e-99 else 0. for b in corpus_bleu(refs, hyps, weights)]   # nltk has 1e-231 for 0
 
-# %% ../nbs/10_metrics.ipynb #cell-012
+# %% ../nbs/10_metrics.ipynb #cell-013
 def score_captions(
     hyps:dict, # image to caption
     refs:dict, # image to references; those of `hyps` are used
@@ -46,7 +46,7 @@ def score_captions(
     return {**{f'bleu{i}':b for i,b in enumerate(bleu(hs, rs), 1)}, 'length_ratio': sum(words)/max(sum(nearest), 1),
             'distinct': len(set(hs))/len(hs), 'n': len(hs), 'signature': ', '.join(sig)}
 
-# %% ../nbs/10_metrics.ipynb #cell-015
+# %% ../nbs/10_metrics.ipynb #cell-016
 def evaluate(
     model, # `CaptionModel`
     vocab:Vocab,
@@ -63,7 +63,7 @@ def evaluate(
     how = f"free-running {'greedy' if beam_sz == 1 else f'beam {beam_sz}'}, max_len {max_len}, length penalty {length_penalty:g}"
     return score_captions(hyps, refs, how), hyps
 
-# %% ../nbs/10_metrics.ipynb #cell-018
+# %% ../nbs/10_metrics.ipynb #cell-019
 class Top5Accuracy(Metric):
     "Share of the true words that are among the five likeliest, teacher-forced, pads left out"
     def reset(self): self.hits,self.n = 0,0
