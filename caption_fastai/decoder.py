@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn, Tensor
-from torch.nn import functional as F
 
 from .attention import AdditiveAttention
 

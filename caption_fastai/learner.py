@@ -6,7 +6,6 @@
 __all__ = ['History', 'Stage', 'CaptionLearner', 'caption_learner']
 
 # %% ../nbs/12_learner.ipynb #cell-004
-import json
 from dataclasses import dataclass
 
 import pandas as pd

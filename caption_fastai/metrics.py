@@ -8,7 +8,6 @@ __all__ = ['bleu', 'score_captions', 'evaluate', 'Top5Accuracy']
 # %% ../nbs/10_metrics.ipynb #cell-004
 import warnings
 from importlib.metadata import version
-from pathlib import Path
 
 from fastai.learner import Metric
 from nltk.translate.bleu_score import corpus_bleu
