@@ -154,9 +154,16 @@ def _drop(t, bad, why):
     t.attrs['notes'].append(f'{why}: {_some(t.image[bad])}')
     return t[~bad]
 
+def _without_caption(places):
+    "Names of the pictures that lie beside those in `places` and are not among them"
+    found = {p for v in places.values() for p in v}
+    return [n for d in sorted({os.path.dirname(p) for p in found}) for n in sorted(os.listdir(d))
+            if n.lower().endswith(_img_exts) and os.path.join(d, n) not in found]
+
 def _find_images(t, img_path, skip_missing):
     "Put paths in place of the names of images"
     places = _locate(t.image.unique(), img_path)
+    if bare := _without_caption(places): t.attrs['notes'].append(f'passed over, no caption: {_some(bare)}')
     t = t.assign(n=t.image.map({k: len(v) for k,v in places.items()}))
     t = _drop(t, (t.n==0) & t.image.str.contains(r'\.\w+\.\d+$'), 'passed over, there is no such picture')
     if t.split.notna().any(): t = _drop(t, t.split.isna(), 'left out, in no split')

@@ -89,6 +89,11 @@ def test_picture_without_a_caption(tmp_path):
     (tmp_path/'1.txt').write_text('')
     fails(ValueError, lambda: read_folder(tmp_path), '1.txt', 'line 1', 'empty')
 
+def test_picture_that_no_line_names(folder, capsys):
+    picture(folder/'Images'/'unnamed.jpg')
+    load_dls(folder).summary()
+    assert 'no caption: 1 image' in (out := capsys.readouterr().out) and 'unnamed.jpg' in out
+
 def test_empty_caption(folder, tmp_path):
     n = add_line(folder, '3.jpg#2\t ')
     fails(ValueError, lambda: load_dls(folder), tokens(folder), f'line {n}', 'caption is empty')
