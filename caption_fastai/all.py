@@ -15,6 +15,7 @@ from .text import *
 from .images import *
 from .data import *
 from .encoder import *
+from .features import *
 from .attention import *
 from .decoder import *
 from .model import *

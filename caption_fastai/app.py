@@ -6,8 +6,8 @@
 __all__ = ['caption_train', 'caption_evaluate', 'caption_predict']
 
 # %% ../nbs/15_app.ipynb #cell-003
-import argparse, json, math, sys, warnings
-from contextlib import contextmanager
+import argparse, ctypes, json, math, sys, warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 warnings.filterwarnings('ignore', message='.*torch.jit.script.* is deprecated', category=FutureWarning)   # of a library that fastai imports
@@ -29,7 +29,7 @@ def _one_line(command):
     show,warnings.showwarning = warnings.showwarning,lambda message, *args, **kwargs: print(f'{command}: {message}', file=sys.stderr)
     try: yield
     except (ValueError, OSError) as e: sys.exit(f'{command}: ' + ' '.join(str(e).split('\n\t')[-1].split()))   # fastai puts a line of its own before
-    except KeyboardInterrupt: sys.exit(f'{command}: interrupted')
+    except KeyboardInterrupt: sys.exit(f"{command}: interrupted{'; with --resume it goes on after the last finished epoch' * (command == 'caption_train')}")
     finally: warnings.showwarning = show
 
 def _numbers(text, kind, name, n=None):
@@ -43,14 +43,19 @@ def _numbers(text, kind, name, n=None):
 
 # %% ../nbs/15_app.ipynb #cell-009
 _recipes = dict(
-    shapes=dict(arch='shapes_cnn', epochs='1,3', lr='1e-2,6e-3', bs='32', size=96, min_freq=1, emb_sz=64, attn_sz=128, n_hid=256, dropout=0., lambda_attn=0.),
-    photos=dict(arch='mobilenet_v2', epochs='10,6', lr='4e-4,1e-4', bs='32,16', size=224, min_freq=5, emb_sz=300, attn_sz=512, n_hid=512, dropout=0.5, lambda_attn=1.))
+    shapes=dict(arch='shapes_cnn', epochs='2,3', lr='1e-2,6e-3', lr_ratio=0.01, bs='8', grouped=True, label_smoothing=0., size=96, min_freq=1, emb_sz=64, attn_sz=128, n_hid=256, dropout=0., lambda_attn=0.),
+    photos=dict(arch='mobilenet_v2', epochs='10,4', lr='1e-3,4e-4', lr_ratio=1/16, bs='16,12', grouped=True, label_smoothing=0.1, size=224, min_freq=5, emb_sz=300, attn_sz=512, n_hid=512, dropout=0.5, lambda_attn=1.))
 
 def _stages(o):
-    "Stages of the options; the encoder's first layers get a hundredth of the decoder's rate"
+    "Stages of the options; the first trains the decoder alone"
     epochs = _numbers(o.epochs, int, 'epochs')
     lrs,bss = _numbers(o.lr, float, 'lr', len(epochs)),_numbers(o.bs, int, 'bs', len(epochs))
-    return [Stage(e, slice(l/100, l) if i else l, freeze=not i, bs=b) for i,(e,l,b) in enumerate(zip(epochs, lrs, bss))]
+    return [Stage(e, slice(l*o.lr_ratio, l) if i else l, freeze=not i, bs=b) for i,(e,l,b) in enumerate(zip(epochs, lrs, bss))]
+
+def _keep_freed_memory():
+    "Let glibc keep the large tensors that a training step frees, instead of giving them back and asking for them anew, page by page"
+    with suppress(OSError, AttributeError):
+        for option,value in ((-1, 2**31 - 1), (-3, 2**30)): ctypes.CDLL(None).mallopt(option, value)   # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
 def _check(o):
     "Options in range"
@@ -58,6 +63,8 @@ def _check(o):
         if getattr(o, k) < 1: raise ValueError(f'--{k} {getattr(o, k)}: expected 1 or more')
     for k in ('dropout', 'label_smoothing'):
         if not 0 <= getattr(o, k) < 1: raise ValueError(f'--{k} {getattr(o, k)}: expected 0 or more, and less than 1')
+    if not 0 < o.lr_ratio <= 1: raise ValueError(f'--lr_ratio {o.lr_ratio}: expected more than 0, and 1 at most')
+    if o.length_penalty < 0: raise ValueError(f'--length_penalty {o.length_penalty}: expected 0 or more')
     if o.num_workers is not None and o.num_workers < 0: raise ValueError(f'--num_workers {o.num_workers}: expected 0 or more')
 
 def _train_parser():
@@ -68,21 +75,26 @@ def _train_parser():
     add('arch', "encoder, by torchvision's name")
     add('weights', "encoder's weights by torchvision's name, 'none' for random ones", default='DEFAULT')
     add('system', 'how the decoder works', default='show_attend_tell')
-    add('epochs', 'of each stage, as 10,6; the first trains the decoder alone')
-    add('lr', 'highest learning rate of each stage, as 4e-4,1e-4')
-    add('bs', 'batch size of each stage, as 32,16')
+    add('epochs', 'of each stage, as 10,4; the first trains the decoder alone')
+    add('lr', 'highest learning rate of each stage, as 1e-3,4e-4')
+    add('lr_ratio', "the encoder's first layers get this share of the rate", type=float)
+    add('bs', 'batch size of each stage, as 16,12')
     add('size', "pixels of a picture's side", type=int)
     add('min_freq', 'words seen less often are unknown', type=int)
     add('max_len', 'longer captions are cut', type=int, default=50)
+    add('grouped', 'all captions of a picture in one item: bs then counts pictures', action=argparse.BooleanOptionalAction)
+    add('cache_features', "while the encoder is frozen, read its features from a file (by default in OUT), made the first time", nargs='?', const='', metavar='FILE')
     add('aug', 'crop, recolour and mirror training pictures at random', action='store_true')
     for o,h in (('emb_sz', 'size of a word vector'), ('attn_sz', 'size of the attention layer'), ('n_hid', "size of the LSTM's state")): add(o, h, type=int)
     add('dropout', 'on word vectors and output', type=float)
     add('lambda_attn', 'weight of the doubly stochastic penalty', type=float)
-    add('label_smoothing', 'share of probability spread over all words', type=float, default=0.)
-    add('beam_sz', 'hypotheses an image, for the scores at the end', type=int, default=3)
+    add('label_smoothing', 'share of probability spread over all words', type=float)
+    add('beam_sz', 'hypotheses an image, for the scores after each stage', type=int, default=3)
+    add('length_penalty', 'for these scores: compare hypotheses by score / length to this power', type=float, default=0.)
     add('num_workers', 'processes that load pictures', type=int)
     add('skip_missing', 'go on without pictures that are not there', action='store_true')
     add('seed', 'of everything random', type=int, default=42)
+    add('resume', 'go on after the last finished epoch of the run in OUT', action='store_true')
     return p
 
 # %% ../nbs/15_app.ipynb #cell-011
@@ -93,11 +105,11 @@ def _print_scores(scores, title):
 class _Report(Callback):
     "Scores on held-out pictures after each stage"
     order = 70
-    def __init__(self, split, beam_sz, scenes=None): self.split,self.beam_sz,self.scenes = split,beam_sz,scenes
+    def __init__(self, split, scenes=None, **kwargs): self.split,self.scenes,self.kwargs = split,scenes,kwargs
     def after_fit(self):
         if hasattr(self.learn, 'lr_finder'): return
         title = f'after stage {self.history.stage}, {self.split} split'
-        _print_scores(self.learn.evaluate(self.split, beam_sz=self.beam_sz), title)
+        _print_scores(self.learn.evaluate(self.split, **self.kwargs), title)
         if not self.scenes: return
         res = score_scenes({Path(k).name:v for k,v in self.learn.hyps.items()}, self.scenes)
         print(f"  right captions {res['ok']:.1%}: no false fact {res['no_false']:.1%}, every object named {res['all_named']:.1%}")
@@ -142,7 +154,8 @@ def caption_train(
         _check(o)
         stages = _stages(o)
         set_seed(o.seed)
-        kw = dict(bs=stages[0].bs, size=o.size, min_freq=o.min_freq, max_len=o.max_len, aug=o.aug, num_workers=o.num_workers, seed=o.seed)
+        _keep_freed_memory()
+        kw = dict(bs=stages[0].bs, size=o.size, min_freq=o.min_freq, max_len=o.max_len, grouped=o.grouped, aug=o.aug, num_workers=o.num_workers, seed=o.seed)
         if shapes: dls = CaptionDataLoaders.from_shapes(out/'scenes', **kw)
         else: dls = CaptionDataLoaders.from_flickr8k(o.data, skip_missing=o.skip_missing, **kw)
         if o.beam_sz > len(dls.vocab): raise ValueError(f'--beam_sz {o.beam_sz}: the vocabulary has only {len(dls.vocab)} words')
@@ -152,8 +165,10 @@ def caption_train(
             dls, o.arch, None if o.weights == 'none' else o.weights, system=o.system, lambda_attn=o.lambda_attn, label_smoothing=o.label_smoothing,
             emb_sz=o.emb_sz, attn_sz=o.attn_sz, n_hid=o.n_hid, p=o.dropout, path=out, history=out/'history.csv')
         split = next(s for s in ('test', 'valid', 'train') if s in set(dls.captions.split))
-        figures = [_lr_find(learn, out)]
-        with _progress(learn): learn.fit_stages(stages, cbs=_Report(split, o.beam_sz, read_scenes(out/'scenes') if shapes else None))
+        if o.cache_features is not None: learn.cache_features(o.cache_features or None)
+        figures = [str(out/'lr_find.png')] if o.resume else [_lr_find(learn, out)]
+        report = _Report(split, read_scenes(out/'scenes') if shapes else None, beam_sz=o.beam_sz, length_penalty=o.length_penalty)
+        with _progress(learn): learn.fit_stages(stages, cbs=report, resume=o.resume)
         figures += _finish(learn, out, split, o.beam_sz)
         print('\npictures: ' + ' '.join(figures) + f'\ncaptioner: {out}')
 

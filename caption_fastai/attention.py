@@ -8,8 +8,43 @@ __all__ = ['AdditiveAttention']
 # %% ../nbs/06_attention.ipynb #cell-003
 import torch
 from torch import nn, Tensor
+from torch.autograd.function import once_differentiable
 
 # %% ../nbs/06_attention.ipynb #cell-008
+class _Scores(torch.autograd.Function):
+    "w . tanh(key + query) of every row and location; (bs,k,L,A) is never kept: the backward pass computes tanh again"
+    @staticmethod
+    def forward(ctx,
+        keys:Tensor, # (bs,L,A)
+        q:Tensor, # (bs,k,A)
+        w:Tensor # (A,)
+    )->Tensor: # (bs,k,L)
+        ctx.save_for_backward(keys, q, w)
+        e = q.new_empty(*q.shape[:2], keys.shape[1])
+        for at,t in _tanhs(keys, q): torch.matmul(t, w, out=e[at])
+        return e
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        keys,q,w = ctx.saved_tensors
+        dkeys,dq,dw,one = torch.empty_like(keys),torch.empty_like(q),torch.zeros_like(w),w.new_ones(())
+        for at,t in _tanhs(keys, q):
+            dw += grad[at].flatten() @ t.flatten(0, 2)
+            t = torch.addcmul(one, t, t, value=-1, out=t).mul_(grad[at].unsqueeze(-1))   # tanh' = 1 - tanh^2
+            torch.sum(t, 1, out=dkeys[at]); torch.sum(t, 2, out=dq[at])
+        return dkeys.mul_(w), dq.mul_(w), dw
+
+def _tanhs(keys, q):
+    "tanh(key + query), (n,k,L,A), of n images at a time: on a CPU so few that they stay in its cache"
+    bs,k,A = q.shape
+    n = bs if keys.device.type != 'cpu' else max(1, 2**18//(k*A*keys.shape[1]))
+    buf = q.new_empty(min(n, bs), k, keys.shape[1], A)
+    for i in range(0, bs, n):
+        at = slice(i, i+n)
+        yield at, torch.add(keys[at].unsqueeze(1), q[at].unsqueeze(2), out=buf[:bs-i]).tanh_()
+
+# %% ../nbs/06_attention.ipynb #cell-012
 class AdditiveAttention(nn.Module):
     "Soft attention by a layer with tanh (Xu et al. 2015, eq. 4, 5 and 13; Bahdanau et al. 2015)"
     def __init__(self,
@@ -31,7 +66,6 @@ class AdditiveAttention(nn.Module):
         keys:Tensor, # (bs,L,A), from `keys`
         h:Tensor # (bs*k,n), the k rows of an image one after the other
     )->tuple[Tensor,Tensor]: # context (bs*k,D) and alpha (bs*k,L)
-        q = self.query(h).unflatten(0, (len(feats), -1))                        # (bs,k,A)
-        e = self.score(torch.tanh(keys.unsqueeze(1) + q.unsqueeze(2)))          # (bs,k,L,1)
-        alpha = e.squeeze(-1).softmax(-1)
+        q = self.query(h).unflatten(0, (len(feats), -1))   # (bs,k,A)
+        alpha = _Scores.apply(keys, q, self.score.weight[0].to(q.dtype)).softmax(-1)
         return (alpha @ feats).flatten(0, 1), alpha.flatten(0, 1)

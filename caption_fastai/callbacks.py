@@ -10,26 +10,26 @@ from fastai.callback.core import Callback
 from fastai.learner import Metric
 from fastai.torch_basics import *
 
-from .decoder import State
+from .decoder import Packing, State, targets
 from .metrics import evaluate
 from .search import search
-from .text import Vocab
+from .text import Vocab, cap_lens
 
 # %% ../nbs/11_callbacks.ipynb #cell-007
 class CaptionLoss:
-    "Cross-entropy of logits (bs,sl-1,K) against captions (bs,sl), mean over the words that are no pads"
+    "Cross-entropy of logits (N,K) (see `Packing`) against captions (bs,[k,]sl): mean over all words, or with 'none' over those of a caption"
     def __init__(self, label_smoothing:float=0., reduction:str='mean'): store_attr()
 
     def __call__(self, logits, caps):
-        targs = caps[:,1:].as_subclass(Tensor)
-        loss = F.cross_entropy(logits.as_subclass(Tensor).flatten(0, 1), targs.flatten(), ignore_index=Vocab.pad_idx,
-                               label_smoothing=self.label_smoothing, reduction=self.reduction)
-        return loss if self.reduction != 'none' else loss.view_as(targs).sum(1)/(targs != Vocab.pad_idx).sum(1)
+        loss = F.cross_entropy(logits.as_subclass(Tensor), targets(caps), label_smoothing=self.label_smoothing, reduction=self.reduction)
+        if self.reduction != 'none': return loss
+        lens = cap_lens(caps)
+        return Packing(lens).unpack(loss, caps[...,1:].shape).sum(-1)/(lens - 1).clamp(min=1).to(loss.device)
 
     def activation(self, x): return x if x.dtype == torch.long else x.softmax(-1)
     def decodes(self, x): return x if x.dtype == torch.long else x.argmax(-1)
 
-# %% ../nbs/11_callbacks.ipynb #cell-012
+# %% ../nbs/11_callbacks.ipynb #cell-010
 class TeacherForcing(Callback):
     "Give the model the true captions; in training only with probability `pr_force` for each word"
     order = -5
@@ -53,15 +53,15 @@ class TeacherForcing(Callback):
 
     def after_batch(self): self.alphas = None
 
-# %% ../nbs/11_callbacks.ipynb #cell-014
+# %% ../nbs/11_callbacks.ipynb #cell-012
 def attention_penalty(
-    alphas:Tensor, # (bs,sl-1,L)
-    caps:Tensor, # (bs,sl)
+    alphas:Tensor, # (bs,[k,]sl-1,L)
+    caps:Tensor, # (bs,[k,]sl)
 )->Tensor: # ()
     "Mean over captions and locations of (C/L - sum of alpha over the words)^2 (Xu et al. 2015, eq. 14)"
-    real = (caps[:,1:] != Vocab.pad_idx).unsqueeze(-1)
-    total = (alphas*real).sum(1)
-    return ((real.sum(1)/alphas.shape[-1] - total)**2).mean()
+    real = (caps[...,1:] != Vocab.pad_idx).unsqueeze(-1)
+    n_words,total = real.sum(-2),(alphas*real).sum(-2)
+    return ((n_words/alphas.shape[-1] - total)**2).sum() / ((n_words > 0).sum()*alphas.shape[-1])
 
 class AttentionPenalty(Callback):
     "Add `lambda_attn` times the doubly stochastic penalty to the gradient's loss"
@@ -84,7 +84,7 @@ class PenaltyMetric(Metric):
     @property
     def name(self): return 'attn_penalty'
 
-# %% ../nbs/11_callbacks.ipynb #cell-017
+# %% ../nbs/11_callbacks.ipynb #cell-015
 class BleuMetric(Metric):
     "BLEU-4 of freely generated captions of the validation pictures"
     def __init__(self,
@@ -101,10 +101,10 @@ class BleuMetric(Metric):
         if self.learn is None: return None
         dls = self.learn.dls
         refs = dict(list(dls.refs('valid').items())[:self.n])
-        self.scores,_ = evaluate(self.learn.model, dls.vocab, dls.pipeline, refs, **self.kwargs)
+        self.scores,_ = evaluate(self.learn.model, dls.vocab, dls.source, refs, **self.kwargs)
         return self.scores['bleu4']
 
-# %% ../nbs/11_callbacks.ipynb #cell-019
+# %% ../nbs/11_callbacks.ipynb #cell-017
 class CountEpochs(Callback):
     "Number the epochs of the training `DataLoader`, over several fits"
     def before_epoch(self): self.dls.train.epoch = self.n_done = getattr(self, 'n_done', 0)

@@ -154,16 +154,9 @@ def _drop(t, bad, why):
     t.attrs['notes'].append(f'{why}: {_some(t.image[bad])}')
     return t[~bad]
 
-def _without_caption(places):
-    "Names of the pictures that lie beside those in `places` and are not among them"
-    found = {p for v in places.values() for p in v}
-    return [n for d in sorted({os.path.dirname(p) for p in found}) for n in sorted(os.listdir(d))
-            if n.lower().endswith(_img_exts) and os.path.join(d, n) not in found]
-
 def _find_images(t, img_path, skip_missing):
     "Put paths in place of the names of images"
     places = _locate(t.image.unique(), img_path)
-    if bare := _without_caption(places): t.attrs['notes'].append(f'passed over, no caption: {_some(bare)}')
     t = t.assign(n=t.image.map({k: len(v) for k,v in places.items()}))
     t = _drop(t, (t.n==0) & t.image.str.contains(r'\.\w+\.\d+$'), 'passed over, there is no such picture')
     if t.split.notna().any(): t = _drop(t, t.split.isna(), 'left out, in no split')
@@ -262,7 +255,15 @@ def _is_token_file(file):
 def _read(file, img_path, image_col='image', caption_col='caption', split_col=None, skip_missing=False, **kw):
     df = (_token_rows if _is_token_file(file) else _csv_rows)(file)
     if split_col is None and 'split' not in df and image_col in df: df = _add_splits(df, _base(file), image_col, skip_missing)
-    return from_table(df, img_path or _base(file), image_col, caption_col, split_col, skip_missing, **kw)
+    t = from_table(df, img_path or _base(file), image_col, caption_col, split_col, skip_missing, **kw)
+    if bare := _beside(t.image, df[image_col]): t.attrs['notes'].append(f'passed over, no caption: {_some(bare)}')
+    return t
+
+def _beside(paths, named):
+    "Names of the pictures in the folders of `paths` that are not among `named`"
+    known = {os.path.basename(str(n)) for n in named}
+    return [n for d in sorted({os.path.dirname(p) for p in paths}) for n in sorted(os.listdir(d))
+            if n.lower().endswith(_img_exts) and n not in known]
 
 def read_flickr8k(
     path, # the folder of the data set, or its caption file

@@ -67,7 +67,7 @@ def plot_training(self:CaptionLearner)->plt.Figure:
     axs[0].plot(_smooth(losses), label='training, smoothed', color='tab:blue')
     axs[0].plot(t.batches, t.valid_loss.astype(float), 'o-', label='validation', color='tab:orange')
     axs[0].set_ylabel('cross-entropy a word'); axs[0].legend()
-    if 'bleu4' in t: axs[1].plot(t.batches, t.bleu4.astype(float), 'o-', color='tab:green')
+    if 'bleu4' in t: axs[1].plot(t.batches, t.bleu4.astype(float), 'o-', color='tab:green'); axs[1].set_ylim(0)
     axs[1].set_ylabel('BLEU-4, running free'); axs[1].set_xlabel('batches')
     for stage,rows in t.groupby('stage'):
         start = 0 if stage == t.stage.min() else t.batches[rows.index[0] - 1]

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from fastai.learner import Metric
 from nltk.translate.bleu_score import corpus_bleu
 
+from .decoder import targets
 from .search import caption_images
 from .text import Vocab, tokenize
 
@@ -49,7 +50,7 @@ def score_captions(
 def evaluate(
     model, # `CaptionModel`
     vocab:Vocab,
-    pipeline, # `ImagePipeline`
+    pipeline, # `ImagePipeline`, or a `FeatureCache` of these pictures
     refs:dict, # path of a picture to its references
     beam_sz:int=1, max_len:int=30, length_penalty:float=0., # see `beam_search`; a beam of 1 is greedy
     **kwargs # for `caption_images`: bs, num_workers
@@ -67,11 +68,10 @@ class Top5Accuracy(Metric):
     "Share of the true words that are among the five likeliest, teacher-forced, pads left out"
     def reset(self): self.hits,self.n = 0,0
     def accumulate(self, learn):
-        targs = learn.yb[0][:,1:]
-        real = targs != Vocab.pad_idx
-        hit = (learn.pred.topk(min(5, learn.pred.shape[-1])).indices == targs.unsqueeze(-1)).any(-1)
-        self.hits,self.n = self.hits + (hit & real).sum(),self.n + real.sum()
+        targs = targets(learn.yb[0])
+        best = learn.pred.topk(min(5, learn.pred.shape[-1])).indices   # (N,5)
+        self.hits,self.n = self.hits + (best == targs.unsqueeze(1)).sum(),self.n + len(targs)
     @property
-    def value(self): return (self.hits/self.n).item() if self.n else None
+    def value(self): return float(self.hits)/self.n if self.n else None
     @property
     def name(self): return 'top5_accuracy'

@@ -10,6 +10,7 @@ from torch import nn, Tensor
 
 from .encoder import Encoder
 from .decoder import AttentionDecoder, State
+from .text import cap_lens
 
 # %% ../nbs/08_model.ipynb #cell-006
 class CaptionModel(nn.Module):
@@ -19,11 +20,12 @@ class CaptionModel(nn.Module):
         self.encoder,self.decoder,self.config = encoder,decoder,config
 
     def forward(self,
-        imgs:Tensor, # (bs,3,H,W), normalised
-        caps:Tensor|None=None # (bs*k,sl), ids from BOS to EOS and PAD, the k captions of an image one after the other
-    )->tuple[Tensor,Tensor]|State: # with `caps` logits (bs*k,sl-1,K) and alphas (bs*k,sl-1,L), without the state to search from
-        feats = self.encoder(imgs.as_subclass(Tensor))   # fastai's tensor types would go through every product below
-        return self.decoder.init_state(feats) if caps is None else self.decoder(feats, caps.as_subclass(Tensor))
+        imgs:Tensor, # (bs,3,H,W), normalised; or features that the encoder has made of them
+        caps:Tensor|None=None # (bs,sl), ids from BOS to EOS and PAD, or k captions an image (bs,k,sl)
+    )->tuple[Tensor,Tensor]|State: # with `caps` logits (N,K) and alphas (bs,[k,]sl-1,L), see the decoder; without, the state to search from
+        feats = imgs.as_subclass(Tensor)   # fastai's tensor types would go through every product below
+        if feats.ndim == 4: feats = self.encoder(feats)
+        return self.decoder.init_state(feats) if caps is None else self.decoder(feats, caps.as_subclass(Tensor), cap_lens(caps))
 
 # %% ../nbs/08_model.ipynb #cell-008
 SYSTEMS = dict(show_attend_tell=AttentionDecoder)

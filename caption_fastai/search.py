@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .images import picture_batches
 from .text import Vocab
 from .decoder import State
 
@@ -58,6 +59,7 @@ def _extend(logp, score, lens, ended, length_penalty):
     total = score.unsqueeze(-1) + torch.where(ended.unsqueeze(-1), stay, logp)
     lens = lens + (~ended).long()
     rank = total / lens.unsqueeze(-1)**length_penalty
+    rank[..., Vocab.pad_idx].masked_fill_(ended, torch.inf)   # what has ended keeps its place
     best = rank.flatten(1).topk(k).indices
     parent = best//K
     return total.flatten(1).gather(1, best), lens.gather(1, parent), parent, best%K
@@ -110,7 +112,7 @@ def beam_search(
         if len(go_on) == 0: break
         offset = torch.arange(len(live), device=dev).unsqueeze(1)*k
         state = state.pick_rows((parent + offset).flatten())
-        if len(go_on) < len(live):
+        if len(go_on) <= 3*len(live)//4:   # what is over for good may stay a while: to leave costs a copy of the features
             state,live = state.pick_images(go_on),live[go_on]
             score,lens,ended,tok = (o[go_on] for o in (score, lens, ended, tok))
     final,order = final.sort(dim=1, descending=True, stable=True)
@@ -131,20 +133,10 @@ def search(
     return beam_search(decoder.step, state, beam_sz, max_len, length_penalty, n_best)
 
 # %% ../nbs/09_search.ipynb #cell-025
-class _Pictures(torch.utils.data.Dataset):
-    "(3,size,size) of each picture, or the error that it gave"
-    def __init__(self, pipeline, srcs): self.pipeline,self.srcs = pipeline,srcs
-    def __len__(self): return len(self.srcs)
-    def __getitem__(self, i):
-        try: return i,self.pipeline(self.srcs[i])
-        except (OSError, ValueError) as e: return i,e
-
-def _as_is(b): return b
-
 @torch.no_grad()
 def caption_images(
     model, # `CaptionModel`
-    pipeline, # `ImagePipeline`
+    pipeline, # `ImagePipeline`, or what else makes of a picture a tensor that the model takes
     srcs, # pictures, all that `open_image` takes
     bs:int=64, # pictures searched at once
     num_workers:int=0, # processes that open pictures
@@ -154,11 +146,7 @@ def caption_images(
     was_training,p = model.training,next(model.parameters())
     model.eval()
     try:
-        for batch in torch.utils.data.DataLoader(_Pictures(pipeline, srcs), bs, num_workers=num_workers, collate_fn=_as_is):
-            yield from ((i, o) for i,o in batch if isinstance(o, Exception))
-            good = [(i, o) for i,o in batch if not isinstance(o, Exception)]
-            if not good: continue
-            ids,imgs = zip(*good)
-            state = model(torch.stack(imgs).to(p.device, p.dtype))
-            yield from zip(ids, search(model.decoder, state, **kwargs))
+        for ids,imgs,faults in picture_batches(pipeline, srcs, bs, num_workers):
+            yield from faults
+            if ids: yield from zip(ids, search(model.decoder, model(imgs.to(p.device, p.dtype)), **kwargs))
     finally: model.train(was_training)

@@ -1,6 +1,7 @@
 "What several tests need"
 import random
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest, torch
 from PIL import Image
@@ -39,7 +40,7 @@ def load_dls(path, **kw):
 
 def tiny_learner(dls, weights='SHAPES', arch='shapes_cnn', **kw):
     "A learner small enough for a test"
-    return caption_learner(dls, arch, weights, **{**dict(emb_sz=16, attn_sz=16, n_hid=32, p=0., metrics=[]), **kw})
+    return caption_learner(dls, arch, weights, **{**dict(emb_sz=16, attn_sz=16, n_hid=32, p=0., metrics=[], path=mkdtemp()), **kw})
 
 def fit(learn, *args, **kw):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(*args, **kw)

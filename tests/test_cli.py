@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from caption_fastai import app
 from caption_fastai.app import caption_evaluate, caption_predict, caption_train
 from caption_fastai.captioner import Captioner
 from caption_fastai.shapes import write_shapes
+from helpers import command_fails
 
 def start(command, *args):
     "Start an installed console script"
@@ -72,7 +74,7 @@ def run(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('cli')
     data,out = write_shapes(tmp/'data', n_train=30, n_valid=6, n_test=6),tmp/'runs'/'out'
     argv = f'''--data {data} --out {out} --arch shapes_cnn --size 96 --min_freq 1 --num_workers 0 --epochs 1,1
-               --lr 1e-2,1e-3 --bs 16,8 --aug --emb_sz 16 --attn_sz 16 --n_hid 32 --dropout 0.1 --beam_sz 2 --seed 7'''.split()
+               --lr 1e-2,1e-3 --bs 16,8 --no-grouped --aug --emb_sz 16 --attn_sz 16 --n_hid 32 --dropout 0.1 --beam_sz 2 --seed 7'''.split()
     with redirect_stdout(io.StringIO()) as text: caption_train(argv)
     return out,text.getvalue(),data,argv
 
@@ -128,6 +130,22 @@ def test_seed_gives_the_same_training_twice(run, tmp_path):
     again = [str(tmp_path/'again') if o == str(out) else o for o in argv]
     caption_train(again)
     assert (tmp_path/'again'/'model.safetensors').read_bytes() == (out/'model.safetensors').read_bytes()
+
+def test_interrupted_training_is_resumed(run, tmp_path, monkeypatch, capsys):
+    "Interrupted after the first stage, with features from a file, the command says so in a line, and goes on with --resume"
+    argv = [{str(run[0]): str(tmp_path), '--no-grouped': '--grouped'}.get(o, o) for o in run[3]] + ['--cache_features']
+    def stop(self): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(app._Report, 'after_fit', stop)
+        command_fails(caption_train, argv, 'interrupted', '--resume')
+    out = capsys.readouterr().out
+    assert 'features (36, 162) of 42 pictures' in out and (tmp_path/'features').stat().st_size == 4096 + 42*36*162*2
+    caption_train([*argv, '--resume'])
+    out = capsys.readouterr().out
+    assert 'after stage 2' in out and 'of 42 pictures' not in out
+    rows = list(csv.DictReader((tmp_path/'history.csv').open()))
+    assert [(r['stage'], r['batches']) for r in rows] == [('1', '2'), ('2', '6')]   # 30 pictures by 16, then by 8
+    command_fails(caption_train, [*argv, '--resume', '--lr', '1e-3'], 'progress.json', 'other stages')
 
 def test_train_into_the_same_folder_again(run):
     "A second run into the same folder replaces what is there"

@@ -323,7 +323,7 @@ def test_numbers_that_are_none(scenes, tmp_path, option, value):
 
 @pytest.mark.parametrize('option,value', [
     ('emb_sz', 0), ('attn_sz', 0), ('n_hid', -3), ('dropout', 1.5),
-    ('max_len', 0), ('beam_sz', 0), ('beam_sz', 10000), ('label_smoothing', 2)])
+    ('max_len', 0), ('beam_sz', 0), ('beam_sz', 10000), ('label_smoothing', 2), ('lr_ratio', 0), ('lr_ratio', 2), ('length_penalty', -1)])
 def test_sizes_out_of_range(scenes, tmp_path, option, value):
     command_fails(caption_train, train_argv(scenes, tmp_path/'out', f'--{option}={value}'), str(value))
 

@@ -1,0 +1,251 @@
+"""Speed against a textbook implementation (`textbook.py`): ratios of medians of interleaved rounds, after checking that both give the same numbers.
+
+    python tests/bench_speed.py [--data FLICKR8K] [--rounds 5] [--json FILE] [--plot FILE.png]
+
+D 2048, embedding, attention and state 512, 2,500 words, lengths of captions as in Flickr8k. What needs photographs (the stage-1 epoch,
+the cache, memory) is left out without --data."""
+import argparse, json, random, statistics, subprocess, sys, tempfile, time, warnings
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from caption_fastai.callbacks import CaptionLoss
+from caption_fastai.decoder import AttentionDecoder
+from caption_fastai.encoder import Encoder
+from caption_fastai.images import ImagePipeline
+from caption_fastai.search import search
+from caption_fastai.text import Vocab
+from textbook import TextbookDecoder, TextbookEncoder, load_picture
+
+K,D,SZ = 2500,2048,512
+# How many of 1,000 training captions of Flickr8k have so many tokens, BOS and EOS counted
+LENS = {5:4, 6:12, 7:29, 8:65, 9:85, 10:98, 11:111, 12:111, 13:104, 14:93, 15:77, 16:62, 17:44, 18:33, 19:22, 20:17, 21:12, 22:7, 23:5, 24:4, 25:2, 26:2, 27:1, 28:1}
+
+def batches(n_img, k, n):
+    "Lengths (n_img,k) of `n` batches as sortish sampling gives them, from all over an epoch"
+    rng = random.Random(0)
+    images = sorted((rng.choices(list(LENS), LENS.values(), k=k) for _ in range(1600)), key=lambda l: -sorted(l)[k//2])
+    starts = [int((i + 0.5)/n*(1600 - n_img)) for i in range(n)]
+    return [torch.tensor(images[s:s+n_img]) for s in starts]
+
+def captions(lens, vocab_sz=K):
+    caps = torch.zeros(*lens.shape, int(lens.max()), dtype=torch.long)
+    for c,l in zip(caps.flatten(0, -2), lens.flatten().tolist()):
+        c[0],c[1:l-1],c[l-1] = Vocab.bos_idx,torch.randint(4, vocab_sz, (l-2,)),Vocab.eos_idx
+    return caps
+
+def pool_up(feats): return F.adaptive_avg_pool2d(feats.transpose(1, 2).unflatten(2, (7, 7)), 14).flatten(2).transpose(1, 2)
+
+def decoders(vocab_sz=K, nf=D, seed=0):
+    torch.manual_seed(seed)
+    dec = AttentionDecoder(vocab_sz, nf, SZ, SZ, SZ, p=0.)
+    return dec,TextbookDecoder(dec)
+
+def fast_loss(dec, feats, caps): return CaptionLoss()(dec(feats, caps)[0], caps)
+def text_loss(text, feats, caps):
+    "A copy of the features for each caption"
+    k = caps[0].numel()//caps.shape[-1]
+    rows = caps.flatten(0, -2)
+    logits,targs,_ = text(feats.repeat_interleave(k, 0), rows, (rows != Vocab.pad_idx).sum(1))
+    return F.cross_entropy(logits, targs)
+
+class Trainer:
+    "Forward, backward, clip, step: the same for both"
+    def __init__(self, module, loss): self.module,self.loss,self.opt = module,loss,torch.optim.Adam(module.parameters(), 1e-5)
+    def __call__(self, feats, caps):
+        self.opt.zero_grad()
+        self.loss(self.module, feats, caps).backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 5.)
+        self.opt.step()
+
+def seconds(f, *args):
+    start = time.perf_counter(); f(*args)
+    return time.perf_counter() - start
+
+def interleaved(rounds, **jobs):
+    "Median seconds of each job (a function of the round); a first round warms up"
+    times = {k: [] for k in jobs}
+    for r in range(-1, rounds):
+        for k,f in jobs.items():
+            s = seconds(f, max(r, 0))
+            if r >= 0: times[k].append(s)
+    return {k: statistics.median(t) for k,t in times.items()}
+
+def check_training():
+    dec,text = decoders()
+    feats,caps = torch.randn(4, 49, D).relu(),captions(batches(4, 5, 3)[1])
+    for a,b in ((feats, feats), (feats, pool_up(feats))):
+        fast,slow = fast_loss(dec, a, caps),text_loss(text, b, caps)
+        shared = ('attention.key.weight', 'encoder_att.weight'), ('out.weight', 'fc.weight'), ('gate.weight', 'f_beta.weight'), ('embedding.weight', 'embedding.weight')
+        grads = [torch.autograd.grad(l, [m.get_parameter(p) for p in ps]) for l,m,ps in zip((fast, slow), (dec, text), zip(*shared))]
+        worst = max(((x - y).abs().max()/y.abs().max()).item() for x,y in zip(*grads))
+        assert abs(fast - slow) < 1e-5 and worst < 1e-4, (fast, slow, worst)
+    print('training: the same loss and gradients, on 7x7 and on 14x14 pooled up from it')
+
+def training(rounds):
+    (dec,text),res = decoders(),{}
+    fast,slow = Trainer(dec, fast_loss),Trainer(text, text_loss)
+    for key,k,side in (('train_same_32', 1, 14), ('train_5cap_14', 5, 14), ('train_5cap_7', 5, 7)):
+        small = torch.randn(32, 49, D).relu()
+        feats,own = pool_up(small),small if side == 7 else pool_up(small)
+        caps = [captions(l) for l in batches(32, k, rounds)]
+        some = [c if k == 1 else c.flatten(0, 1)[torch.randperm(32*k)[:32]] for c in caps]   # the textbook takes 32 captions at a time
+        t = interleaved(rounds, fast=lambda r: fast(own, caps[r]), text=lambda r: slow(feats, some[r]))
+        res[key] = t['text']/(t['fast']/k)
+        print(f"{key}: {res[key]:.1f} times the textbook ({32*k/t['fast']:.0f} captions a second, the textbook {32/t['text']:.0f})", flush=True)
+    return res
+
+@torch.no_grad()
+def searchable(feats):
+    "Decoders whose captions end after some ten words, as those of trained ones do"
+    dec,text = decoders()
+    dec.out.weight.mul_(30); dec.out.bias[[Vocab.pad_idx, Vocab.unk_idx, Vocab.bos_idx]] = -1e9
+    for bias in torch.arange(0., 100., 0.5):
+        dec.out.bias[Vocab.eos_idx] = bias
+        if sum(len(h[0].ids) for h in search(dec, dec.init_state(feats), beam_sz=3)) <= 11*len(feats): return dec,text
+
+def searching(rounds):
+    feats,res = torch.randn(64, 196, D).relu()*torch.rand(64, 1, D)*3,{}   # pictures that differ
+    dec,text = searchable(feats[:16])
+    for key,k,n in (('beam3_64', 3, 64), ('beam5_64', 5, 64), ('beam3_1', 3, 1)):
+        def fast(r, imgs=None):
+            with torch.no_grad(): return search(dec, dec.init_state(feats[:n] if imgs is None else imgs), beam_sz=k)
+        def slow(r): return [text.beam_search(feats[i:i+1], k) for i in range(0, n, 8)]   # some of them, one at a time
+        found = [h[0] for h in fast(0)]
+        true = slow(0)
+        assert [h.ids for h in found[::8]] == [ids for ids,_ in true] and all(abs(h.score - s) < 1e-3 for h,(_,s) in zip(found[::8], true))
+        t = interleaved(rounds, fast=fast, text=slow)
+        res[key] = t['text']/len(true)/(t['fast']/n)
+        words = sum(len(h.ids) for h in found)/n
+        print(f"{key}: {res[key]:.1f} times the textbook, {n/t['fast']:.1f} captions a second of {words:.1f} words, the same as the textbook's", flush=True)
+    return res
+
+def flickr(data, path, **kw):
+    "A learner on Flickr8k with MobileNetV2, five captions an item"
+    from caption_fastai.data import CaptionDataLoaders
+    from caption_fastai.learner import caption_learner
+    dls = CaptionDataLoaders.from_flickr8k(data, grouped=True, bs=32, num_workers=1, seed=1, **kw)
+    return caption_learner(dls, 'mobilenet_v2', WEIGHTS, emb_sz=SZ, metrics=[], path=path)
+
+WEIGHTS = 'IMAGENET1K_V1'
+
+def cache(data, path, n=1024):
+    "Rate of making features, as a share of the encoder's own rate on pictures that are already tensors"
+    from caption_fastai.features import build_features
+    encoder,pipeline = Encoder('mobilenet_v2', WEIGHTS).eval(),ImagePipeline()
+    images = sorted(map(str, (Path(data)/'Images').iterdir()))[:n]
+    imgs = torch.stack([pipeline(i) for i in images[:64]])
+    @torch.no_grad()
+    def bare(r):
+        for _ in range(n//64): encoder(imgs)
+    t = interleaved(3, bare=bare, build=lambda r: build_features(encoder, pipeline, images, path/'rate', num_workers=1, rebuild=True))
+    print(f"cache_build: {t['bare']/t['build']:.0%} of the encoder's own rate ({n/t['build']:.0f} pictures a second, bare {n/t['bare']:.0f})", flush=True)
+    return dict(cache_build=t['bare']/t['build'])
+
+def epoch(data, path):
+    "A stage-1 epoch from the cache against the textbook's, put together from its parts"
+    learn = flickr(data, path)
+    learn.cache_features()
+    learn.dls.valid.get_idxs = lambda: []
+    with learn.no_bar(), learn.no_logging(): fast = seconds(learn.fit, 1)
+    n = sum(len(o.ids) for o in learn.dls.train_ds.items)
+    encoder = TextbookEncoder('mobilenet_v2', WEIGHTS).eval()
+    dec,text = decoders(len(learn.dls.vocab), learn.model.encoder.nf)
+    images = [o.image for o in learn.dls.train_ds.items[:32]]
+    from PIL import Image
+    def load(r): return torch.stack([load_picture(Image.open(i).convert('RGB')) for i in images])
+    imgs,step,caps = load(0),Trainer(text, text_loss),[captions(l) for l in batches(32, 1, 3)]
+    with torch.no_grad(): feats = encoder(imgs)
+    @torch.no_grad()
+    def encode(r): encoder(imgs)
+    t = interleaved(3, load=load, encode=encode, step=lambda r: step(feats, caps[r]))
+    slow = n/32*(t['load']/2 + t['encode'] + t['step'])   # a second process loads on the second core
+    print(f"epoch_stage1: {slow/fast:.1f} times the textbook ({fast:.0f} s for {n} captions; the textbook {slow:.0f} s: a batch of 32 "
+          f"{t['load']/2:.2f} s to load, {t['encode']:.2f} s to encode, {t['step']:.2f} s to train)", flush=True)
+    return dict(epoch_stage1=slow/fast)
+
+_MEMORY = """
+import sys, threading, time, warnings; warnings.simplefilter('ignore')
+peak,on = 0,True
+def watch():
+    global peak
+    while on:
+        peak = max(peak, next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon')))
+        time.sleep(0.05)
+sys.path.insert(0, sys.argv[1])
+from bench_speed import flickr
+from pathlib import Path
+threading.Thread(target=watch, daemon=True).start()
+learn = flickr(sys.argv[2], Path(sys.argv[3]))
+learn.cache_features()
+n = int(sys.argv[4])
+learn.dls.train.get_idxs,learn.dls.valid.get_idxs = lambda idxs=learn.dls.train.get_idxs: list(idxs())[:n],lambda: []
+with learn.no_bar(), learn.no_logging(): learn.fit(1)
+print(peak*1024/1e9)
+"""
+
+def memory(data, path):
+    "Peak anonymous memory of a stage-1 epoch from the cache (Linux); pages of the mapped file are not counted"
+    def peak(n):
+        return float(subprocess.run([sys.executable, '-c', _MEMORY, str(Path(__file__).parent), str(data), str(path), str(n)],
+                                    capture_output=True, text=True, check=True).stdout.split()[-1])
+    small,whole = peak(1000),peak(6000)
+    print(f'rss_gb: {whole:.2f} GB with 6,000 images, {small:.2f} GB with 1,000', flush=True)
+    return dict(rss_gb=whole)
+
+def scaling(data, path, rounds):
+    "Time per caption of a stage-1 epoch against the number of images, and time per step against the vocabulary"
+    rows = []
+    learn = flickr(data, path)
+    learn.cache_features()
+    idxs = list(learn.dls.train.get_idxs())
+    learn.dls.valid.get_idxs = lambda: []
+    for n in (1000, 2000, 4000, 6000):
+        learn.dls.train.get_idxs = lambda: idxs[:n]
+        with learn.no_bar(), learn.no_logging(): rows.append(('images', n, 1000*seconds(learn.fit, 1)/(5*n)))
+        print(f'{n} images: {rows[-1][-1]:.2f} ms a caption', flush=True)
+    trainers = {k: Trainer(decoders(k)[0], fast_loss) for k in (2500, 10000, 30000)}
+    feats,lens = torch.randn(32, 49, D).relu(),batches(32, 5, rounds)
+    caps = {k: [captions(l, k) for l in lens] for k in trainers}
+    t = interleaved(rounds, **{str(k): lambda r,k=k,f=f: f(feats, caps[k][r]) for k,f in trainers.items()})
+    for k,s in t.items():
+        rows.append(('vocabulary', int(k), 1000*s))
+        print(f'{k} words: {1000*s:.0f} ms a step of 160 captions', flush=True)
+    return rows
+
+def plot(res, fname):
+    "Bars: how many times faster than the textbook"
+    import matplotlib; matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    names = dict(train_same_32='training, 1 caption\nan image, 14x14', train_5cap_14='training, 5 captions\nan image, 14x14', train_5cap_7='training, 5 captions\nan image, 7x7',
+                 beam3_64='beam 3,\n64 images', beam5_64='beam 5,\n64 images', beam3_1='beam 3,\none image', epoch_stage1='stage-1 epoch\nFlickr8k, cached')
+    keys = [k for k in names if k in res]
+    fig,ax = plt.subplots(figsize=(9, 3.4), layout='constrained')
+    bars = ax.bar([names[k] for k in keys], [res[k] for k in keys], color='tab:blue')
+    ax.bar_label(bars, fmt='%.1f', fontsize=10); ax.axhline(1, color='grey', lw=1)
+    ax.set_ylabel('times the textbook'); ax.tick_params(axis='x', labelsize=8); ax.spines[['top', 'right']].set_visible(False)
+    fig.savefig(fname, dpi=110)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--data', help='folder of Flickr8k')
+    p.add_argument('--rounds', type=int, default=5)
+    p.add_argument('--json', help='file for the ratios')
+    p.add_argument('--plot', help='file for a picture')
+    p.add_argument('--scaling', help='CSV file for the cost against size; needs --data')
+    o = p.parse_args()
+    warnings.filterwarnings('ignore')
+    check_training()
+    res = {**training(o.rounds), **searching(o.rounds)}
+    if o.data:
+        with tempfile.TemporaryDirectory() as path:
+            path = Path(path)
+            res = {**res, **cache(o.data, path), **epoch(o.data, path), **memory(o.data, path)}
+            if o.scaling:
+                rows = scaling(o.data, path, o.rounds)
+                Path(o.scaling).write_text('what,size,ms\n' + ''.join(f'{a},{b},{c:.3f}\n' for a,b,c in rows))
+    if o.json: Path(o.json).write_text(json.dumps(res, indent=1))
+    if o.plot: plot(res, o.plot)
+
+if __name__ == '__main__': main()
