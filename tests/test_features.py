@@ -1,7 +1,7 @@
 "Features of a frozen encoder on disk: the right ones, or an error"
 import os, shutil
 
-import numpy as np, pytest, torch
+import pytest, torch
 from filelock import FileLock
 
 from caption_fastai.encoder import Encoder
