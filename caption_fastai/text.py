@@ -123,34 +123,55 @@ def load_vocab(fname)->Vocab:
     raise ValueError(f'{fname}: not a vocabulary of caption_fastai, or damaged')
 
 # %% ../nbs/02_text.ipynb #cell-024
+def _vector_lines(fname):
+    "(number, line) of the lines of a text file that are not empty"
+    if not Path(fname).is_file(): raise FileNotFoundError(f'{fname}: no such file; check the path')
+    with open(fname, 'rb') as f:
+        for i,raw in enumerate(f, 1):
+            try: line = raw.decode('utf-8-sig' if i == 1 else 'utf-8').rstrip()
+            except UnicodeDecodeError: raise ValueError(f'{fname}, line {i}: not UTF-8 text; save the file with the encoding UTF-8') from None
+            if line: yield i,line
+
+def _numbers(strs):
+    "`strs` as a tensor, None if one of them is not a finite number"
+    try: res = torch.tensor([float(s) for s in strs])
+    except ValueError: return None
+    return res if res.isfinite().all() else None
+
 def read_vectors(
-    fname, # a text file: a word and its m numbers a line
+    fname, # a text file: a word and its m numbers a line, perhaps after fastText's line of counts
     words=None # read the vectors of these words only
 )->dict[str,torch.Tensor]: # word to (m,)
     "Read word vectors; ValueError names the line that is not a word and as many numbers as the others"
-    vecs,m = {},None
-    with open(fname, encoding='utf-8') as f:
-        for i,line in enumerate(f, 1):
-            word,*nums = line.rstrip().split(' ')
-            if i == 1 and len(nums) == 1: continue   # fastText's header
-            m = m or len(nums)
-            if words is not None and word not in words: continue
-            try: vec = torch.tensor([float(n) for n in nums])
-            except ValueError: vec = torch.empty(0)
-            if len(vec) != m or m < 2: raise ValueError(f'{fname}, line {i}: expected a word and {m} numbers')
-            vecs[word] = vec
-    if not vecs: raise ValueError(f'{fname}: no vector of a word that is asked for')
+    vecs,m,says = {},None,''
+    for i,line in _vector_lines(fname):
+        if i == 1 and re.fullmatch(r'\d+ \d+', line):
+            m,says = int(line.split(' ')[1]),', as line 1 says'
+            continue
+        n = line.count(' ')
+        m = m or n
+        word = line.rsplit(' ', m)[0] if n > m else line.partition(' ')[0]
+        bad = n < max(m, 2) or n > m and _numbers(word.split(' ')[1:]) is not None   # too few numbers, or too many
+        if not bad and words is not None and word not in words: continue
+        vec = None if bad else _numbers(line[len(word) + 1:].split(' '))
+        if vec is None: raise ValueError(f'{fname}, line {i}: expected a word and {max(m, 2)} numbers{says}')
+        vecs[word] = vec
+    if not vecs: raise ValueError(f'{fname}: no vector of a word that is asked for; is it a file of another language, or are its words written otherwise?')
     return vecs
 
+# %% ../nbs/02_text.ipynb #cell-029
 def vocab_vectors(
     vocab:Vocab,
-    vecs:dict[str,torch.Tensor] # from `read_vectors`
+    vecs:dict[str,torch.Tensor], # from `read_vectors`
+    verbose:bool=True # print how many words have a vector?
 )->torch.Tensor: # (K,m), a row an id
-    "The vectors of `vocab`'s words, row by row; words without one get random numbers of the same spread"
-    known = torch.stack(list(vecs.values()))
-    rand = torch.randn(len(vocab), known.shape[1], generator=torch.Generator().manual_seed(0))
-    out = known.mean(0) + known.std() * rand
-    for i,w in enumerate(vocab.itos):
-        if w in vecs: out[i] = vecs[w]
+    "The vectors of `vocab`'s words, row by row; words without one get random numbers of the same mean and spread"
+    words = vocab.itos[len(SPECIALS):]
+    has = [w for w in words if w in vecs]
+    if not has: raise ValueError(f'vecs: none of the {len(words)} words of the vocabulary has a vector; are they of another language, or written otherwise?')
+    if verbose: print(f'{len(has):,} of {len(words):,} words have a vector ({len(has)/len(words):.0%} of the vocabulary)')
+    known = torch.stack([vecs[w] for w in has])
+    out = known.mean(0) + known.std(0, correction=0)*torch.randn(len(vocab), known.shape[1], generator=torch.Generator().manual_seed(0))
+    for w,vec in zip(has, known): out[vocab.stoi[w]] = vec
     out[vocab.pad_idx] = 0
     return out
