@@ -18,11 +18,14 @@ from .encoder import *
 from .features import *
 from .attention import *
 from .decoder import *
+from .classic import *
 from .model import *
 from .search import *
 from .metrics import *
 from .callbacks import *
+from .recipes import *
 from .learner import *
 from .captioner import *
 from .interpret import *
+from .grid import *
 __all__ = [o for o in globals() if not o.startswith('_')]

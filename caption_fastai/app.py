@@ -8,6 +8,7 @@ __all__ = ['caption_train', 'caption_evaluate', 'caption_predict']
 # %% ../nbs/15_app.ipynb #cell-003
 import argparse, ctypes, json, math, sys, warnings
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 warnings.filterwarnings('ignore', message='.*torch.jit.script.* is deprecated', category=FutureWarning)   # of a library that fastai imports
@@ -17,9 +18,11 @@ from fastai.vision.all import Callback, set_seed, valley
 from .captioner import Captioner
 from .captions import read_captions, refs_of
 from .data import CaptionDataLoaders
+from .encoder import encoder_input
 from .interpret import *
-from .learner import Stage, caption_learner
+from .learner import caption_learner
 from .metrics import evaluate
+from .recipes import recipe_data, recipe_learner, recipes
 from .shapes import read_scenes, score_scenes
 
 # %% ../nbs/15_app.ipynb #cell-006
@@ -42,15 +45,29 @@ def _numbers(text, kind, name, n=None):
     return res
 
 # %% ../nbs/15_app.ipynb #cell-009
-_recipes = dict(
-    shapes=dict(arch='shapes_cnn', epochs='2,3', lr='1e-2,6e-3', lr_ratio=0.01, bs='8', grouped=True, label_smoothing=0., size=96, min_freq=1, emb_sz=64, attn_sz=128, n_hid=256, dropout=0., lambda_attn=0.),
-    photos=dict(arch='mobilenet_v2', epochs='10,4', lr='1e-3,4e-4', lr_ratio=1/16, bs='16,12', grouped=True, label_smoothing=0.1, size=224, min_freq=5, emb_sz=300, attn_sz=512, n_hid=512, dropout=0.5, lambda_attn=1.))
-
 def _stages(o):
-    "Stages of the options; the first trains the decoder alone"
-    epochs = _numbers(o.epochs, int, 'epochs')
-    lrs,bss = _numbers(o.lr, float, 'lr', len(epochs)),_numbers(o.bs, int, 'bs', len(epochs))
-    return [Stage(e, slice(l*o.lr_ratio, l) if i else l, freeze=not i, bs=b) for i,(e,l,b) in enumerate(zip(epochs, lrs, bss))]
+    "Stages of the recipe, with what the options override"
+    stages = recipe_learner(o.recipe)['stages']
+    epochs = _numbers(o.epochs, int, 'epochs') if o.epochs is not None else [s.epochs for s in stages]
+    n = len(epochs)
+    if n > len(stages): raise ValueError(f'--epochs {o.epochs}: the recipe {o.recipe} has {len(stages)} stages')
+    lrs = _numbers(o.lr, float, 'lr', n) if o.lr is not None else [None]*n
+    bss = _numbers(o.bs, int, 'bs', n) if o.bs is not None else [None]*n
+    return [replace(s, epochs=e, lr=_rate(s.lr, lr, o.lr_ratio), bs=bs or s.bs) for s,e,lr,bs in zip(stages, epochs, lrs, bss)]
+
+def _rate(of_recipe, lr, ratio):
+    "A stage's rate; where it is spread over the encoder, the first layers keep their share of it"
+    if not isinstance(of_recipe, slice): return lr or of_recipe
+    top = lr or of_recipe.stop
+    return slice(top*(ratio or of_recipe.start/of_recipe.stop), top)
+
+def _given(o, options):
+    "Options that were given, by the name of the argument they stand for"
+    return {options[k]: getattr(o, k) for k in options if getattr(o, k) is not None}
+
+_data_options = {k: k for k in ('size', 'min_freq', 'max_vocab', 'max_len', 'grouped', 'aug', 'num_workers')}
+_learner_options = dict(arch='arch', system='system', emb_sz='emb_sz', attn_sz='attn_sz', n_hid='n_hid', n_layers='n_layers', cell='cell', join='join', dropout='p', lambda_attn='lambda_attn',
+                        label_smoothing='label_smoothing', pr_force='pr_force', opt='opt_func', wd='wd', word_vectors='word_vectors')
 
 def _keep_freed_memory():
     "Let glibc keep the large tensors that a training step frees, instead of giving them back and asking for them anew, page by page"
@@ -59,34 +76,43 @@ def _keep_freed_memory():
 
 def _check(o):
     "Options in range"
-    for k in ('size', 'min_freq', 'max_len', 'emb_sz', 'attn_sz', 'n_hid', 'beam_sz'):
-        if getattr(o, k) < 1: raise ValueError(f'--{k} {getattr(o, k)}: expected 1 or more')
-    for k in ('dropout', 'label_smoothing'):
-        if not 0 <= getattr(o, k) < 1: raise ValueError(f'--{k} {getattr(o, k)}: expected 0 or more, and less than 1')
-    if not 0 < o.lr_ratio <= 1: raise ValueError(f'--lr_ratio {o.lr_ratio}: expected more than 0, and 1 at most')
-    if o.length_penalty < 0: raise ValueError(f'--length_penalty {o.length_penalty}: expected 0 or more')
-    if o.num_workers is not None and o.num_workers < 0: raise ValueError(f'--num_workers {o.num_workers}: expected 0 or more')
+    def check(names, ok, expected):
+        for k in names.split():
+            if getattr(o, k) is not None and not ok(getattr(o, k)): raise ValueError(f'--{k} {getattr(o, k)}: expected {expected}')
+    check('size min_freq max_vocab max_len emb_sz attn_sz n_hid n_layers beam_sz', lambda v: v >= 1, '1 or more')
+    check('dropout label_smoothing', lambda v: 0 <= v < 1, '0 or more, and less than 1')
+    check('lr_ratio', lambda v: 0 < v <= 1, 'more than 0, and 1 at most')
+    check('pr_force', lambda v: 0 <= v <= 1, '0 to 1')
+    check('length_penalty lambda_attn wd num_workers', lambda v: v >= 0, '0 or more')
 
 def _train_parser():
     p = argparse.ArgumentParser('caption_train', description='Train a captioner in stages and save it.')
     def add(name, help, **kw): p.add_argument(f'--{name}', help=help, **kw)
     add('data', "'shapes' for the embedded scenes, or a folder or file of captions", required=True)
     add('out', 'folder for the captioner, history.csv and pictures', required=True)
-    add('arch', "encoder, by torchvision's name")
-    add('weights', "encoder's weights by torchvision's name, 'none' for random ones", default='DEFAULT')
-    add('system', 'how the decoder works', default='show_attend_tell')
-    add('epochs', 'of each stage, as 10,4; the first trains the decoder alone')
+    add('recipe', f"a whole configuration, by default scenes or flickr8k: {', '.join(recipes)}")
+    add('arch', "encoder, by torchvision's or timm's name")
+    add('weights', "encoder's weights by the same name, 'none' for random ones", default='DEFAULT')
+    add('system', 'how the decoder works: show_attend_tell, show_and_tell, merge, merge_bidirectional')
+    add('epochs', 'of each stage, as 10,3')
     add('lr', 'highest learning rate of each stage, as 1e-3,4e-4')
     add('lr_ratio', "the encoder's first layers get this share of the rate", type=float)
     add('bs', 'batch size of each stage, as 16,12')
     add('size', "pixels of a picture's side", type=int)
     add('min_freq', 'words seen less often are unknown', type=int)
-    add('max_len', 'longer captions are cut', type=int, default=50)
+    add('max_vocab', 'words at most', type=int)
+    add('max_len', 'longer captions are cut', type=int)
     add('grouped', 'all captions of a picture in one item: bs then counts pictures', action=argparse.BooleanOptionalAction)
     add('cache_features', "while the encoder is frozen, read its features from a file (by default in OUT), made the first time", nargs='?', const='', metavar='FILE')
-    add('aug', 'crop, recolour and mirror training pictures at random', action='store_true')
-    for o,h in (('emb_sz', 'size of a word vector'), ('attn_sz', 'size of the attention layer'), ('n_hid', "size of the LSTM's state")): add(o, h, type=int)
+    add('aug', 'crop, recolour and mirror training pictures at random', action=argparse.BooleanOptionalAction)
+    for o,h in (('emb_sz', 'size of a word vector'), ('attn_sz', 'size of the attention layer'), ('n_hid', "size of the LSTM's state"), ('n_layers', 'LSTMs on top of each other')): add(o, h, type=int)
+    add('cell', 'lstm or gru')
+    add('join', 'how merge joins image and words: add or concat')
+    add('word_vectors', 'file of word vectors to begin with, as GloVe or fastText have them')
     add('dropout', 'on word vectors and output', type=float)
+    add('pr_force', 'probability of the true last word in training, instead of the own one', type=float)
+    add('opt', 'optimiser: adamw, adam, rmsprop')
+    add('wd', 'weight decay', type=float)
     add('lambda_attn', 'weight of the doubly stochastic penalty', type=float)
     add('label_smoothing', 'share of probability spread over all words', type=float)
     add('beam_sz', 'hypotheses an image, for the scores after each stage', type=int, default=3)
@@ -139,7 +165,7 @@ def _finish(learn, out, split, beam_sz):
     caps = [res[0] for _,res in captioner.stream(list(refs)[:20], beam_sz=beam_sz) if not isinstance(res, Exception)][:5]
     for c in caps: print(f'{Path(c.image).name}\n  caption: {c}\n  true:    {refs[c.image][0]}')
     return [_save_figure(learn.plot_training(), out/'training.png'),
-            *(_save_figure(c.plot_attention(), out/f'attention_{i}.png') for i,c in enumerate(caps, 1))]
+            *(_save_figure(c.plot_attention(), out/f'attention_{i}.png') for i,c in enumerate(caps, 1) if c.alphas.shape[1])]
 
 # %% ../nbs/15_app.ipynb #cell-012
 def caption_train(
@@ -149,21 +175,20 @@ def caption_train(
     o,out = (args := _train_parser().parse_args(argv)),Path(args.out)
     with _one_line('caption_train'):
         shapes = o.data == 'shapes'
-        for k,v in _recipes['shapes' if shapes else 'photos'].items():
-            if getattr(o, k) is None: setattr(o, k, v)
+        o.recipe = o.recipe or ('scenes' if shapes else 'flickr8k')
         _check(o)
         stages = _stages(o)
         set_seed(o.seed)
         _keep_freed_memory()
-        kw = dict(bs=stages[0].bs, size=o.size, min_freq=o.min_freq, max_len=o.max_len, grouped=o.grouped, aug=o.aug, num_workers=o.num_workers, seed=o.seed)
+        kw = {**recipe_data(o.recipe), **(encoder_input(o.arch) if o.arch else {}), **_given(o, _data_options), 'seed': o.seed}
+        if stages[0].bs: kw['bs'] = stages[0].bs
         if shapes: dls = CaptionDataLoaders.from_shapes(out/'scenes', **kw)
         else: dls = CaptionDataLoaders.from_flickr8k(o.data, skip_missing=o.skip_missing, **kw)
         if o.beam_sz > len(dls.vocab): raise ValueError(f'--beam_sz {o.beam_sz}: the vocabulary has only {len(dls.vocab)} words')
         out.mkdir(parents=True, exist_ok=True)
         print(dls.summary().to_string(), '\n')
-        learn = caption_learner(
-            dls, o.arch, None if o.weights == 'none' else o.weights, system=o.system, lambda_attn=o.lambda_attn, label_smoothing=o.label_smoothing,
-            emb_sz=o.emb_sz, attn_sz=o.attn_sz, n_hid=o.n_hid, p=o.dropout, path=out, history=out/'history.csv')
+        learn = caption_learner(dls, recipe=o.recipe, weights=None if o.weights == 'none' else o.weights,
+                                path=out, history=out/'history.csv', **_given(o, _learner_options))
         split = next(s for s in ('test', 'valid', 'train') if s in set(dls.captions.split))
         if o.cache_features is not None: learn.cache_features(o.cache_features or None)
         figures = [str(out/'lr_find.png')] if o.resume else [_lr_find(learn, out)]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import __version__
 from .images import ImagePipeline
-from .model import CaptionModel, caption_model
+from .model import CaptionModel, NoEncoder, caption_model
 from .search import caption_images
 from .text import Vocab, load_vocab, save_vocab
 
@@ -40,7 +40,9 @@ class Captioner:
     def __init__(self, model:CaptionModel, vocab:Vocab, pipeline:ImagePipeline): self.model,self.vocab,self.pipeline = model,vocab,pipeline
 
     @classmethod
-    def from_learner(cls, learn): return cls(learn.model, learn.dls.vocab, learn.dls.pipeline)
+    def from_learner(cls, learn):
+        if isinstance(learn.model.encoder, NoEncoder): raise ValueError('this learner has features and no encoder; call learn.add_encoder() first')
+        return cls(learn.model, learn.dls.vocab, learn.dls.pipeline)
 
     def stream(self,
         pictures:list, # all that `open_image` takes

@@ -19,7 +19,7 @@ from fastai.text.data import SortedDL
 from PIL import ImageEnhance
 from torch.nn.utils.rnn import pad_sequence
 
-from .captions import from_table, read_captions, read_csv, read_flickr8k, read_folder, refs_of, split_name, summary
+from .captions import from_table, read_captions, read_coco, read_csv, read_flickr8k, read_folder, read_karpathy, refs_of, split_name, summary
 from .images import IMAGENET, ImagePipeline, image_fault, open_image
 from .shapes import write_shapes
 from .text import Vocab, build_vocab, cap_lens
@@ -314,6 +314,18 @@ class CaptionDataLoaders(DataLoaders):
     def from_flickr8k(cls, path, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, **kwargs):
         "A folder in Flickr8k's own form or in Kaggle's, see `read_captions`; where it names no split, a part of the images is drawn"
         return cls.from_captions(read_captions(path, **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
+
+    @classmethod
+    @delegates(from_captions)
+    def from_karpathy(cls, path, img_path=None, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, **kwargs):
+        "One of Karpathy's files `dataset_flickr8k.json`, `dataset_flickr30k.json`, `dataset_coco.json`, see `read_karpathy`"
+        return cls.from_captions(read_karpathy(path, img_path, **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
+
+    @classmethod
+    @delegates(from_captions)
+    def from_coco(cls, path, img_path=None, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, **kwargs):
+        "COCO's folder, or a caption file of its form, see `read_coco`"
+        return cls.from_captions(read_coco(path, img_path, **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
 
     @classmethod
     @delegates(from_captions)

@@ -26,17 +26,21 @@ def _digest(parts):
     for p in parts: h.update(p)
     return h.hexdigest()
 
+def _data_key(pipeline, images):
+    files = (f'{Path(i).name} {s.st_size} {s.st_mtime_ns}\n'.encode() for i in images for s in [os.stat(i)])
+    return json.loads(json.dumps(dict(pipeline=pipeline.to_dict(), images=_digest(files))))   # as it is read again
+
+def _encoder_key(encoder):
+    weights = (b for k,v in sorted(encoder.state_dict().items()) for b in (k.encode(), v.detach().cpu().contiguous().numpy()))
+    return dict(arch=encoder.arch, weights=_digest(weights), grid=encoder.grid, pool=encoder.pool)
+
 def feature_key(
     encoder:Encoder,
     pipeline:ImagePipeline,
-    images:list, # paths of pictures
-    pool:bool=False # one vector a picture?
+    images:list # paths of pictures
 )->dict:
-    "All that features depend on: the weights, the pipeline, the grid, and name, size and time of the picture files"
-    weights = (b for k,v in sorted(encoder.state_dict().items()) for b in (k.encode(), v.detach().cpu().contiguous().numpy()))
-    files = (f'{Path(i).name} {s.st_size} {s.st_mtime_ns}\n'.encode() for i in images for s in [os.stat(i)])
-    key = dict(arch=encoder.arch, weights=_digest(weights), grid=encoder.grid, pool=pool, pipeline=pipeline.to_dict(), images=_digest(files))
-    return json.loads(json.dumps(key))   # as it is read again
+    "All that features depend on: the weights, the grid or pool, the pipeline, and name, size and time of the picture files"
+    return {**_encoder_key(encoder), **_data_key(pipeline, images)}
 
 # %% ../nbs/05_features.ipynb #cell-010
 _MAGIC,_HEADER = b'caption_fastai features 1\n',4096
@@ -65,7 +69,7 @@ class FeatureCache:
     def __init__(self,
         fname, # what `build_features` wrote
         images:list, # the same pictures
-        key:dict=None # from `feature_key`; None takes the features as they are
+        key:dict=None # from `feature_key` or a part of it; None takes the features as they are
     ):
         "ValueError if the file is damaged, cut short, or has features of something else"
         self.fname,(self.key,self.shape) = Path(fname),_read_header(fname)
@@ -91,8 +95,7 @@ class FeatureCache:
 
     def fits(self, encoder:Encoder)->bool:
         "Are these the features that `encoder` would make?"
-        now = feature_key(encoder, ImagePipeline(), [])
-        return all(now[k] == self.key[k] for k in ('arch', 'weights', 'grid'))
+        return all(self.key[k] == v for k,v in _encoder_key(encoder).items())
 
 # %% ../nbs/05_features.ipynb #cell-012
 def build_features(
@@ -100,13 +103,12 @@ def build_features(
     pipeline:ImagePipeline,
     images:list, # paths of pictures
     fname, # where to; a file that is there must be of the same features
-    pool:bool=False, # the mean over all locations (D,) instead of (L,D)?
     bs:int=64, num_workers:int=0, # pictures at once, processes that open them
     rebuild:bool=False # replace a file of other features?
 )->FeatureCache:
     """Make features of pictures, or take those that are there. What was interrupted goes on where it was.
     OSError if the disk has no room or another process is at it, ValueError if the file has other features"""
-    fname,key = Path(fname),feature_key(encoder, pipeline, images, pool)
+    fname,key = Path(fname),feature_key(encoder, pipeline, images)
     part = fname.with_name(fname.name + '.part')
     fname.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -122,7 +124,7 @@ def build_features(
 
 def _fill(part, encoder, pipeline, images, key, bs, num_workers):
     "Write the features, or those that are not yet there, into `part`"
-    shape = [len(images), *_forward(encoder, torch.zeros(1, 3, pipeline.size, pipeline.size), key['pool']).shape[1:]]
+    shape = [len(images), *_forward(encoder, torch.zeros(1, 3, pipeline.size, pipeline.size)).shape[1:]]
     row_bytes,begun = 2*int(np.prod(shape[1:])),part.exists() and part.stat().st_size >= _HEADER
     if begun: _check_key(part, key, _read_header(part)[0])
     done = min(len(images), (part.stat().st_size - _HEADER)//row_bytes) if begun else 0
@@ -135,7 +137,7 @@ def _fill(part, encoder, pipeline, images, key, bs, num_workers):
         for n,(good,imgs,faults) in enumerate(_progress(picture_batches(pipeline, todo, bs, num_workers), n_batches), 1):
             for _,e in faults: warnings.warn(f'no features: {e}')
             rows = np.full((min(bs, len(todo) - (n-1)*bs), *shape[1:]), np.nan, np.float16)   # not a number: could not be read
-            if good: rows[[i - (n-1)*bs for i in good]] = _forward(encoder, imgs, key['pool'])
+            if good: rows[[i - (n-1)*bs for i in good]] = _forward(encoder, imgs)
             try: f.write(rows)
             except OSError as e: raise OSError(f'{part}: {e.strerror} after {done + (n-1)*bs} of {len(images)} pictures; they stay, run again to go on') from None
         f.flush(); os.fsync(f.fileno())
@@ -143,12 +145,12 @@ def _fill(part, encoder, pipeline, images, key, bs, num_workers):
 def _size(n): return f'{n/1e9:.1f} GB' if n >= 1e9 else f'{n/1e6:.1f} MB'
 
 @torch.no_grad()
-def _forward(encoder, imgs, pool):
+def _forward(encoder, imgs):
     "Features as they are written"
     p,training = next(encoder.parameters()),encoder.training
     feats = encoder.eval()(imgs.to(p.device, p.dtype))
     encoder.train(training)
-    return (feats.mean(1) if pool else feats).float().clamp(-65504, 65504).half().cpu().numpy()
+    return feats.float().clamp(-65504, 65504).half().cpu().numpy()
 
 def _progress(batches, n):
     "A bar in a notebook or on a terminal, some lines in a log"
@@ -162,12 +164,19 @@ def _progress(batches, n):
 def cache_features(self:CaptionDataLoaders,
     encoder, # an `Encoder`, or a learner or model that has one
     fname=None, # by default `features` in the folder of the learner
-    pool:bool=False, # one vector a picture?
     bs:int=64, num_workers:int=None, # pictures at once, processes that open them, by default as the DataLoaders have them
     rebuild:bool=False # replace a file of other features?
 )->CaptionDataLoaders:
     "The same data with features in place of pictures, made if they are not there (see `build_features`); a learner goes back to pictures to train its encoder"
     encoder = getattr(getattr(encoder, 'model', encoder), 'encoder', encoder)
     images = list(self.captions.image.unique())
-    return self.with_features(build_features(encoder, self.pipeline, images, fname or Path(self.path)/'features', pool, bs,
+    return self.with_features(build_features(encoder, self.pipeline, images, fname or Path(self.path)/'features', bs,
                                              self.num_workers if num_workers is None else num_workers, rebuild))
+
+@patch
+def open_features(self:CaptionDataLoaders,
+    fname # what `cache_features` wrote
+)->CaptionDataLoaders:
+    "The same data with features that are there, without the encoder that made them; ValueError if they are of other pictures"
+    images = list(self.captions.image.unique())
+    return self.with_features(FeatureCache(fname, images, _data_key(self.pipeline, images)))

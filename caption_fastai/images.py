@@ -92,13 +92,18 @@ class ImagePipeline:
         "A picture (see `open_image`) as RGB of `size` x `size`"
         return _resizes[self.resize](open_image(src, self.max_pixels, self.size), (self.size, self.size), Image.Resampling.BILINEAR)
 
-    def tensor(self, img:Image.Image)->torch.Tensor: # (3,size,size)
-        x = torch.from_numpy(np.array(img)).permute(2, 0, 1).float().div_(255.)
-        return (x - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
+    def pixels(self, src)->torch.Tensor: # (size,size,3), uint8
+        return torch.from_numpy(np.array(self.open(src)))
+
+    def normalize(self,
+        pixels:torch.Tensor # (...,size,size,3), uint8
+    )->torch.Tensor: # (...,3,size,size), in the `channels_last` layout
+        x = pixels.float().div_(255.).sub_(torch.tensor(self.mean)).div_(torch.tensor(self.std))
+        return x.movedim(-1, -3)
 
     def __call__(self, src)->torch.Tensor: # (3,size,size)
         "What the encoder takes"
-        return self.tensor(self.open(src))
+        return self.normalize(self.pixels(src))
 
     def to_dict(self)->dict: return asdict(self)
 
@@ -108,11 +113,11 @@ _resizes = dict(squash=_squash, crop=ImageOps.fit, pad=_pad)
 
 # %% ../nbs/02b_images.ipynb #cell-021
 class _Pictures(torch.utils.data.Dataset):
-    "What `pipeline` makes of each picture, or the error that it gave"
-    def __init__(self, pipeline, srcs): self.pipeline,self.srcs = pipeline,srcs
+    "What `open` makes of each picture, or the error that it gave"
+    def __init__(self, open, srcs): self.open,self.srcs = open,srcs
     def __len__(self): return len(self.srcs)
     def __getitem__(self, i):
-        try: return self.pipeline(self.srcs[i])
+        try: return self.open(self.srcs[i])
         except (OSError, ValueError) as e: return e
 
 def _with_faults(batch):
@@ -126,6 +131,8 @@ def picture_batches(
     num_workers:int=0 # processes that open them
 ): # yields numbers of pictures, what has become of them (n,3,size,size) or None, and a list of (number, error) of those that gave one
     "Pictures in their order, in batches"
-    batches = torch.utils.data.DataLoader(_Pictures(pipeline, srcs), bs, num_workers=num_workers, collate_fn=_with_faults)
+    whole = not hasattr(pipeline, 'pixels')   # else normalised here, all at once
+    batches = torch.utils.data.DataLoader(_Pictures(pipeline if whole else pipeline.pixels, srcs), bs, num_workers=num_workers, collate_fn=_with_faults)
     for start,(good,imgs,faults) in zip(range(0, len(srcs), bs), batches):
+        if good and not whole: imgs = pipeline.normalize(imgs)
         yield [start + i for i in good], imgs, [(start + i, e) for i,e in faults]

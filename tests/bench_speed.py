@@ -218,7 +218,7 @@ def plot(res, fname):
     "Bars: how many times faster than the textbook"
     import matplotlib; matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    names = dict(train_same_32='training, 1 caption\nan image, 14x14', train_5cap_14='training, 5 captions\nan image, 14x14', train_5cap_7='training, 5 captions\nan image, 7x7',
+    names = dict(train_same_32='training,\n1 caption\nan image, 14x14', train_5cap_14='training,\n5 captions\nan image, 14x14', train_5cap_7='training,\n5 captions\nan image, 7x7',
                  beam3_64='beam 3,\n64 images', beam5_64='beam 5,\n64 images', beam3_1='beam 3,\none image', epoch_stage1='stage-1 epoch\nFlickr8k, cached')
     keys = [k for k in names if k in res]
     fig,ax = plt.subplots(figsize=(9, 3.4), layout='constrained')
@@ -227,13 +227,24 @@ def plot(res, fname):
     ax.set_ylabel('times the textbook'); ax.tick_params(axis='x', labelsize=8); ax.spines[['top', 'right']].set_visible(False)
     fig.savefig(fname, dpi=110)
 
+def plot_scaling(rows, fname):
+    "Time a caption against the number of images, time a step against the vocabulary"
+    import matplotlib; matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    fig,axs = plt.subplots(1, 2, figsize=(9, 2.8), layout='constrained')
+    for ax,what,label in zip(axs, ('images', 'vocabulary'), ('ms a caption', 'ms a step of 160 captions')):
+        sizes,ms = zip(*[r[1:] for r in rows if r[0] == what])
+        ax.plot(sizes, ms, 'o-')
+        ax.set(xlabel=what, ylabel=label, xlim=0, ylim=(0, 1.15*max(ms))); ax.spines[['top', 'right']].set_visible(False); ax.grid(alpha=0.3)
+    fig.savefig(fname, dpi=110)
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--data', help='folder of Flickr8k')
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--json', help='file for the ratios')
     p.add_argument('--plot', help='file for a picture')
-    p.add_argument('--scaling', help='CSV file for the cost against size; needs --data')
+    p.add_argument('--scaling', help='CSV file for the cost against size, with a picture beside it; needs --data')
     o = p.parse_args()
     warnings.filterwarnings('ignore')
     check_training()
@@ -245,6 +256,7 @@ def main():
             if o.scaling:
                 rows = scaling(o.data, path, o.rounds)
                 Path(o.scaling).write_text('what,size,ms\n' + ''.join(f'{a},{b},{c:.3f}\n' for a,b,c in rows))
+                plot_scaling(rows, Path(o.scaling).with_suffix('.png'))
     if o.json: Path(o.json).write_text(json.dumps(res, indent=1))
     if o.plot: plot(res, o.plot)
 

@@ -12,13 +12,13 @@ class TextbookDecoder(nn.Module):
     "With the weights of an `AttentionDecoder`"
     def __init__(self, dec):
         super().__init__()
-        n_hid = dec.lstm_h.in_features
+        n_hid = dec.cell_h.in_features
         self.embedding,self.encoder_att,self.decoder_att,self.full_att = dec.embedding,dec.attention.key,dec.attention.query,dec.attention.score
         self.init_h,self.init_c,self.f_beta,self.fc = dec.init_h,dec.init_c,dec.gate,dec.out
-        self.cell = nn.LSTMCell(dec.lstm_x.in_features + dec.lstm_z.in_features, n_hid)
+        self.cell = nn.LSTMCell(dec.cell_x.in_features + dec.cell_z.in_features, n_hid)
         with torch.no_grad():
-            self.cell.weight_ih.copy_(torch.cat([dec.lstm_x.weight, dec.lstm_z.weight], 1)); self.cell.weight_hh.copy_(dec.lstm_h.weight)
-            self.cell.bias_ih.copy_(dec.lstm_x.bias); self.cell.bias_hh.zero_()
+            self.cell.weight_ih.copy_(torch.cat([dec.cell_x.weight, dec.cell_z.weight], 1)); self.cell.weight_hh.copy_(dec.cell_h.weight)
+            self.cell.bias_ih.copy_(dec.cell_x.bias); self.cell.bias_hh.zero_()
 
     def start(self, feats): return torch.tanh(self.init_h(feats.mean(1))),torch.tanh(self.init_c(feats.mean(1)))
 
