@@ -10,7 +10,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .decoder import Decoder, Packing, State
+from .decoder import Decoder, State
 
 # %% ../nbs/07b_classic.ipynb #cell-006
 def _no_alpha(x): return x.new_zeros(len(x), 0)

@@ -71,7 +71,7 @@ def build_cnn(
     if name in CNNS: return CNNS[name](weights)
     try:
         if not _torchvision(name): return _timm().create_model(f"{_timm_config(name)['architecture']}.{weights}" if weights else name, pretrained=weights is not None)
-        slow_start = weights is None and name in ('inception_v3', 'googlenet')   # torchvision's own random numbers for these take half a minute
+        slow_start = weights is None and name in ('inception_v3', 'googlenet')   # torchvision says of its own random numbers for these that they take long
         return get_model(name, weights=weights, **(dict(init_weights=False) if slow_start else {}))
     except (URLError, OSError) as e:
         raise OSError(f'weights={weights}: could not be downloaded for {name} ({getattr(e, "reason", str(e).splitlines()[0])}); '

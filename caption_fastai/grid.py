@@ -24,6 +24,10 @@ def _row(learn, settings, split, beam_sz, seconds, **kwargs):
     return {**settings, 'beam_sz': beam_sz, **{f'bleu{i}': round(scores[f'bleu{i}'], 2) for i in range(1, 5)}, 'distinct': round(scores['distinct'], 3),
             'decoder_params': n, 'decoder_mb': round(4*n/1e6, 1), 'epoch_s': round(seconds, 1), 's_per_1000': round(1000*took/scores['n'], 1), 'signature': scores['signature']}
 
+def _seconds(time):
+    "Seconds of fastai's minutes:seconds or hours:minutes:seconds"
+    return sum(int(t)*60**i for i,t in enumerate(reversed(time.split(':'))))
+
 def _is_done(table, settings):
     return len(table) and (table[list(settings)].astype(str) == pd.Series(settings).astype(str)).all(axis=1).any()
 
@@ -47,7 +51,7 @@ def run_grid(
         learn:CaptionLearner = make(**settings)
         learn.path = fname.with_name(f'{fname.stem}_{i}')
         learn.fit_stages(stages, resume=True)   # what an interrupted training has done counts
-        epochs = pd.to_timedelta('00:' + learn.history.table.time).dt.total_seconds()
+        epochs = learn.history.table.time.map(_seconds)
         rows = [_row(learn, settings, split, b, epochs.mean(), **kwargs) for b in beams]
         table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
         _write(table, fname)
