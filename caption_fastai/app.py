@@ -6,8 +6,8 @@
 __all__ = ['caption_train', 'caption_evaluate', 'caption_predict']
 
 # %% ../nbs/15_app.ipynb #cell-003
-import argparse, ctypes, json, math, sys, warnings
-from contextlib import contextmanager, suppress
+import argparse, json, math, sys, warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from .data import CaptionDataLoaders
 from .encoder import encoder_input
 from .interpret import *
 from .learner import caption_learner
-from .metrics import evaluate
+from .metrics import MEASURES, evaluate
 from .recipes import recipe_data, recipe_learner, recipes
 from .shapes import read_scenes, score_scenes
 
@@ -66,20 +66,15 @@ def _given(o, options):
     return {options[k]: getattr(o, k) for k in options if getattr(o, k) is not None}
 
 _data_options = {k: k for k in ('size', 'min_freq', 'max_vocab', 'max_len', 'grouped', 'aug', 'num_workers')}
-_learner_options = dict(arch='arch', system='system', emb_sz='emb_sz', attn_sz='attn_sz', n_hid='n_hid', n_layers='n_layers', cell='cell', join='join', dropout='p', lambda_attn='lambda_attn',
+_learner_options = dict(arch='arch', system='system', emb_sz='emb_sz', attn_sz='attn_sz', n_hid='n_hid', proj_sz='proj_sz', n_layers='n_layers', cell='cell', join='join', dropout='p', lambda_attn='lambda_attn',
                         label_smoothing='label_smoothing', pr_force='pr_force', opt='opt_func', wd='wd', word_vectors='word_vectors')
-
-def _keep_freed_memory():
-    "Let glibc keep the large tensors that a training step frees, instead of giving them back and asking for them anew, page by page"
-    with suppress(OSError, AttributeError):
-        for option,value in ((-1, 2**31 - 1), (-3, 2**30)): ctypes.CDLL(None).mallopt(option, value)   # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
 def _check(o):
     "Options in range"
     def check(names, ok, expected):
         for k in names.split():
             if getattr(o, k) is not None and not ok(getattr(o, k)): raise ValueError(f'--{k} {getattr(o, k)}: expected {expected}')
-    check('size min_freq max_vocab max_len emb_sz attn_sz n_hid n_layers beam_sz', lambda v: v >= 1, '1 or more')
+    check('size min_freq max_vocab max_len emb_sz attn_sz n_hid proj_sz n_layers beam_sz', lambda v: v >= 1, '1 or more')
     check('dropout label_smoothing', lambda v: 0 <= v < 1, '0 or more, and less than 1')
     check('lr_ratio', lambda v: 0 < v <= 1, 'more than 0, and 1 at most')
     check('pr_force', lambda v: 0 <= v <= 1, '0 to 1')
@@ -105,7 +100,7 @@ def _train_parser():
     add('grouped', 'all captions of a picture in one item: bs then counts pictures', action=argparse.BooleanOptionalAction)
     add('cache_features', "while the encoder is frozen, read its features from a file (by default in OUT), made the first time", nargs='?', const='', metavar='FILE')
     add('aug', 'crop, recolour and mirror training pictures at random', action=argparse.BooleanOptionalAction)
-    for o,h in (('emb_sz', 'size of a word vector'), ('attn_sz', 'size of the attention layer'), ('n_hid', "size of the LSTM's state"), ('n_layers', 'LSTMs on top of each other')): add(o, h, type=int)
+    for o,h in (('emb_sz', 'size of a word vector'), ('attn_sz', 'size of the attention layer'), ('n_hid', "size of the LSTM's state"), ('proj_sz', 'size of a layer that the features go through first'), ('n_layers', 'LSTMs on top of each other')): add(o, h, type=int)
     add('cell', 'lstm or gru')
     add('join', 'how merge joins image and words: add or concat')
     add('word_vectors', 'file of word vectors to begin with, as GloVe or fastText have them')
@@ -125,8 +120,10 @@ def _train_parser():
 
 # %% ../nbs/15_app.ipynb #cell-011
 def _print_scores(scores, title):
-    nums = '  '.join(f'{k} {v:.1f}' if k.startswith('bleu') else f'{k} {v:.2f}' for k,v in scores.items() if k not in ('signature', 'n'))
-    print(f"{title}: {nums}\n  ({scores['signature']})")
+    nums = [f'{k} {v:.1f} ({lo:.1f} to {hi:.1f})' for k,(lo,hi) in scores['intervals'].items() for v in [scores[k]]]
+    print(f"{title}: {', '.join(nums)}; {scores['distinct']:.0%} of the captions different, {scores['mean_length']:.1f} words each\n  ({scores['signature']})")
+
+_MEASURES = 'bleu','cider','rouge_l'   # those that need no Java
 
 class _Report(Callback):
     "Scores on held-out pictures after each stage"
@@ -135,7 +132,7 @@ class _Report(Callback):
     def after_fit(self):
         if hasattr(self.learn, 'lr_finder'): return
         title = f'after stage {self.history.stage}, {self.split} split'
-        _print_scores(self.learn.evaluate(self.split, **self.kwargs), title)
+        _print_scores(self.learn.evaluate(self.split, measures=_MEASURES, top5=False, **self.kwargs), title)
         if not self.scenes: return
         res = score_scenes({Path(k).name:v for k,v in self.learn.hyps.items()}, self.scenes)
         print(f"  right captions {res['ok']:.1%}: no false fact {res['no_false']:.1%}, every object named {res['all_named']:.1%}")
@@ -179,7 +176,6 @@ def caption_train(
         _check(o)
         stages = _stages(o)
         set_seed(o.seed)
-        _keep_freed_memory()
         kw = {**recipe_data(o.recipe), **(encoder_input(o.arch) if o.arch else {}), **_given(o, _data_options), 'seed': o.seed}
         if stages[0].bs: kw['bs'] = stages[0].bs
         if shapes: dls = CaptionDataLoaders.from_shapes(out/'scenes', **kw)
@@ -211,12 +207,15 @@ def caption_evaluate(
     p.add_argument('--length_penalty', help='compare hypotheses by score / length to this power', type=float, default=0.)
     p.add_argument('--num_workers', help='processes that load pictures', type=int, default=0)
     p.add_argument('--skip_missing', help='go on without pictures that are not there', action='store_true')
+    p.add_argument('--meteor', help='METEOR too, where there is Java', action=argparse.BooleanOptionalAction, default=True)
     p.add_argument('--out', help="file for every picture's hypothesis and references, as JSON")
     o = p.parse_args(argv)
     with _one_line('caption_evaluate'):
-        refs = refs_of(read_captions(o.data, skip_missing=o.skip_missing), o.split)
+        captions = read_captions(o.data, skip_missing=o.skip_missing)
+        refs,train = refs_of(captions, o.split),captions[captions.split == 'train']
         c = Captioner.load(o.captioner)
-        scores,hyps = evaluate(c.model, c.vocab, c.pipeline, refs, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty, num_workers=o.num_workers)
+        scores,hyps = evaluate(c.model, c.vocab, c.pipeline, refs, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty,
+                               num_workers=o.num_workers, known=train.caption if len(train) else None, measures=MEASURES if o.meteor else _MEASURES)
         if o.out:
             rows = [dict(image=Path(i).name, hypothesis=h, references=refs[i]) for i,h in hyps.items()]
             Path(o.out).write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding='utf-8')

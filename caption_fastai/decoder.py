@@ -159,11 +159,14 @@ class AttentionDecoder(Decoder):
         n_hid:int=512, # n
         p:float=0.5, # dropout on word vectors and on what the scores are made of
         deep_output:bool=False, # scores from word, state and context (eq. 7) instead of the state alone
-        cell:str='lstm' # or 'gru' (Cho et al. 2014)
+        cell:str='lstm', # or 'gru' (Cho et al. 2014)
+        proj_sz:int=None # features go through a layer of this size first, with ReLU and dropout; None takes them as they are
     ):
         super().__init__()
         if cell not in ('lstm', 'gru'): raise ValueError(f"cell='{cell}': choose lstm or gru")
         self.deep_output,self.gru,n_gates = deep_output,cell == 'gru',dict(lstm=4, gru=3)[cell]
+        self.project = nn.Sequential(nn.Linear(nf, proj_sz), nn.ReLU(), nn.Dropout(p)) if proj_sz else None
+        nf = proj_sz or nf
         self.embedding = nn.Embedding(vocab_sz, emb_sz)
         self.attention = AdditiveAttention(nf, n_hid, attn_sz)
         self.init_h = nn.Linear(nf, n_hid)
@@ -185,6 +188,7 @@ class AttentionDecoder(Decoder):
         feats:Tensor # (bs,L,D)
     )->State: # one row an image
         "State before the first word, from the mean feature (section 3.1.2)"
+        if self.project is not None: feats = self.project(feats)
         mean = feats.mean(1)
         rows = (self.init_h,) if self.gru else (self.init_h, self.init_c)
         return State(tuple(torch.tanh(f(mean)) for f in rows), (feats, self.attention.keys(feats)))

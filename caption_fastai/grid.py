@@ -18,10 +18,10 @@ from .learner import CaptionLearner
 def _row(learn, settings, split, beam_sz, seconds, **kwargs):
     "What is measured of a trained learner with one beam"
     start = time.perf_counter()
-    scores = learn.evaluate(split, beam_sz=beam_sz, **kwargs)
+    scores = learn.evaluate(split, beam_sz=beam_sz, measures=('bleu', 'cider', 'rouge_l'), n_boot=0, top5=False, **kwargs)
     took = time.perf_counter() - start
     n = sum(p.numel() for p in learn.model.decoder.parameters())
-    return {**settings, 'beam_sz': beam_sz, **{f'bleu{i}': round(scores[f'bleu{i}'], 2) for i in range(1, 5)}, 'distinct': round(scores['distinct'], 3),
+    return {**settings, 'beam_sz': beam_sz, **{k: round(scores[k], 2) for k in 'bleu1 bleu2 bleu3 bleu4 cider rouge_l'.split()}, 'distinct': round(scores['distinct'], 3),
             'decoder_params': n, 'decoder_mb': round(4*n/1e6, 1), 'epoch_s': round(seconds, 1), 's_per_1000': round(1000*took/scores['n'], 1), 'signature': scores['signature']}
 
 def _seconds(time):
@@ -74,5 +74,5 @@ def plot_grid(
     for beam,rows in table.groupby('beam_sz'):
         ax.plot(rows.bleu4, [order.get_loc(n) for n in names[rows.index]], 'o', label=f'beam {beam}')
     ax.set_yticks(range(len(order)), order); ax.set_xlabel('BLEU-4'); ax.grid(axis='x', alpha=0.3); ax.set_ylabel(', '.join(settings))
-    ax.legend()
+    fig.legend(loc='outside right upper')
     return fig

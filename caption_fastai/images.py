@@ -7,6 +7,8 @@ __all__ = ['MAX_PIXELS', 'IMAGENET', 'to_rgb', 'open_image', 'image_fault', 'Ima
 
 # %% ../nbs/02b_images.ipynb #cell-003
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -113,12 +115,13 @@ _resizes = dict(squash=_squash, crop=ImageOps.fit, pad=_pad)
 
 # %% ../nbs/02b_images.ipynb #cell-021
 class _Pictures(torch.utils.data.Dataset):
-    "What `open` makes of each picture, or the error that it gave"
-    def __init__(self, open, srcs): self.open,self.srcs = open,srcs
+    "What `open` makes of each picture, or the error that it gave; pictures of a batch are opened by threads"
+    def __init__(self, open, srcs, threads): self.open,self.srcs,self.threads = open,srcs,threads
     def __len__(self): return len(self.srcs)
     def __getitem__(self, i):
         try: return self.open(self.srcs[i])
         except (OSError, ValueError) as e: return e
+    def __getitems__(self, idxs): return list((self.threads.map if self.threads else map)(self.__getitem__, idxs))
 
 def _with_faults(batch):
     good = [i for i,o in enumerate(batch) if isinstance(o, torch.Tensor)]
@@ -128,11 +131,13 @@ def picture_batches(
     pipeline, # makes a tensor of a picture, as `ImagePipeline`
     srcs:list, # pictures, all that `open_image` takes
     bs:int=64, # pictures of a batch
-    num_workers:int=0 # processes that open them
+    num_workers:int=0 # processes that open them; with 0 as many threads as PyTorch has
 ): # yields numbers of pictures, what has become of them (n,3,size,size) or None, and a list of (number, error) of those that gave one
     "Pictures in their order, in batches"
     whole = not hasattr(pipeline, 'pixels')   # else normalised here, all at once
-    batches = torch.utils.data.DataLoader(_Pictures(pipeline if whole else pipeline.pixels, srcs), bs, num_workers=num_workers, collate_fn=_with_faults)
-    for start,(good,imgs,faults) in zip(range(0, len(srcs), bs), batches):
-        if good and not whole: imgs = pipeline.normalize(imgs)
-        yield [start + i for i in good], imgs, [(start + i, e) for i,e in faults]
+    with ThreadPoolExecutor(torch.get_num_threads()) if num_workers == 0 else nullcontext() as threads:
+        pictures = _Pictures(pipeline if whole else pipeline.pixels, srcs, threads)
+        batches = torch.utils.data.DataLoader(pictures, bs, num_workers=num_workers, collate_fn=_with_faults)
+        for start,(good,imgs,faults) in zip(range(0, len(srcs), bs), batches):
+            if good and not whole: imgs = pipeline.normalize(imgs)
+            yield [start + i for i in good], imgs, [(start + i, e) for i,e in faults]

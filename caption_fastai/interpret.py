@@ -88,10 +88,10 @@ class _BoardPictures(Callback):
         refs = list(self.dls.refs('valid'))[:self.n]
         caps = self.learn.captioner().caption(refs)
         for i,c in enumerate(caps):
-            if c.alphas.shape[1]: self.board.writer.add_figure(f'attention/{i}', c.plot_attention(), self.train_iter)
-            self.board.writer.add_text(f'captions/{i}', f'{c} (true: {self.dls.refs("valid")[refs[i]][0]})', self.train_iter)
+            if c.alphas.shape[1]: self.board.writer.add_figure(f'attention/{i}', c.plot_attention(), self.board.train_iter)
+            self.board.writer.add_text(f'captions/{i}', f'{c} (true: {self.dls.refs("valid")[refs[i]][0]})', self.board.train_iter)
         if self.epoch == self.n_epoch - 1:
-            self.board.writer.add_embedding(self.model.decoder.embedding.weight.detach(), self.dls.vocab.itos, tag='words', global_step=self.train_iter)
+            self.board.writer.add_embedding(self.model.decoder.embedding.weight.detach(), self.dls.vocab.itos, tag='words', global_step=self.board.train_iter)
 
 def tensorboard_cbs(
     log_dir, # folder that `tensorboard --logdir` is given
@@ -101,6 +101,7 @@ def tensorboard_cbs(
     try: from fastai.callback.tensorboard import TensorBoardCallback
     except ImportError: raise ImportError('tensorboard is not installed: pip install "caption_fastai[tensorboard]"') from None
     class Board(TensorBoardCallback):
+        train_iter = property(lambda self: len(self.learn.history.losses))   # counts over all stages
         def after_batch(self):   # fastai's wants every setting of the optimiser to be a number
             if not self.training: return
             self.writer.add_scalar('train_loss', self.smooth_loss, self.train_iter)

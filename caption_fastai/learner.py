@@ -12,10 +12,10 @@ from functools import wraps
 import pandas as pd
 from fastai.vision.all import *
 
-import caption_fastai.features   # gives CaptionDataLoaders its cache_features
-from .callbacks import AttentionPenalty, BleuMetric, CaptionLoss, CountEpochs, PenaltyMetric, TeacherForcing
+from .callbacks import AttentionPenalty, BleuMetric, CaptionLoss, CountEpochs, PenaltyMetric, SelfCritical, TeacherForcing
 from .data import CaptionDataLoaders
 from .encoder import Encoder, encoder_input
+from .features import keep_freed_memory
 from .metrics import Top5Accuracy, evaluate
 from .model import NoEncoder, caption_model, caption_splitter
 from .recipes import Stage, recipe_learner
@@ -29,11 +29,15 @@ class History(Callback):
     def __init__(self, fname=None): self.fname,self.rows,self.losses,self.lrs,self.stage = fname,[],[],[],0
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
-        if self.run: self.stage += 1
+        self.new,self.trains = True,False
+    def before_train(self):   # comes in a fit, not in `validate`
+        self.stage += self.new
+        self.new,self.trains = False,True
     def after_batch(self):
         if not self.training: return
         self.losses.append(self.loss.detach()); self.lrs.append(self.opt.hypers[-1]['lr'])
     def after_epoch(self):
+        if not self.trains: return
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
         self.rows.append({'stage': self.stage, **row, 'batches': len(self.losses)})
         if self.fname is not None: self.table.to_csv(self.fname, index=False)
@@ -77,7 +81,6 @@ class SaveProgress(Callback):
         for k,v in d['history'].items(): setattr(learn.history, k, v)
         learn.count_epochs.n_done = d['n_done']
         if self.best: self.best.best = d['best']
-        learn.history.stage -= 1   # it counts when the fit begins
         return d['at'],d['epoch'],d['weights']
 
 # %% ../nbs/12_learner.ipynb #cell-011
@@ -85,6 +88,7 @@ class CaptionLearner(Learner):
     "A fastai `Learner` of a `CaptionModel`"
     first_epoch,stages,train_vectors = 0,None,True
     def _do_fit(self):
+        keep_freed_memory()
         self.choose_input()
         for epoch in range(self.first_epoch, self.n_epoch):   # fastai's `SkipToEpoch` cannot be used with callbacks that look at scores
             self.epoch = epoch
@@ -143,11 +147,12 @@ class CaptionLearner(Learner):
         split:str='valid', # or 'test', 'train'
         n:int=None, # pictures, the first ones; None for all
         **kwargs
-    )->dict: # bleu1 to bleu4, length_ratio, distinct, n, signature
+    )->dict: # see `score_captions`
         "Scores of freely generated captions of a split; the captions are in `hyps` afterwards"
         self.choose_input()
         refs = dict(list(self.dls.refs(split).items())[:n])
-        scores,self.hyps = evaluate(self.model, self.dls.vocab, self.dls.source, refs, **kwargs)
+        known = (c for cs in self.dls.refs('train').values() for c in cs)
+        scores,self.hyps = evaluate(self.model, self.dls.vocab, self.dls.source, refs, **{'known': known, **kwargs})
         return scores
 
     def fit_stages(self,
@@ -165,11 +170,13 @@ class CaptionLearner(Learner):
         progress = SaveProgress(Path(self.path)/self.model_dir/'progress.json', stages, best)
         if not resume: progress.forget()
         at,done,weights = progress.restore(self)
+        if 0 < done < stages[at].epochs: self.history.stage -= 1   # it counts once more when the fit goes on
         for i,s in enumerate(stages[at:], at):
             self._begin_stage(s)
             progress.at,self.first_epoch = i,done if i == at else 0
             if i == at and weights: self.load(weights)   # after `freeze`, which clears the optimiser's state
-            try: (self.fit_one_cycle if s.one_cycle else self.fit)(s.epochs, s.lr, cbs=L(cbs) + L(best) + progress)
+            more = L(cbs) + L(best) + progress + (SelfCritical() if s.self_critical else L())
+            try: (self.fit_one_cycle if s.one_cycle else self.fit)(s.epochs, s.lr, cbs=more)
             finally:
                 self.first_epoch = 0
                 self._blind(False)

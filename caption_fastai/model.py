@@ -22,12 +22,17 @@ class CaptionModel(nn.Module):
         super().__init__()
         self.encoder,self.decoder,self.config = encoder,decoder,config
 
+    def features(self,
+        imgs:Tensor # (bs,3,H,W), normalised; or features, which stay as they are
+    )->Tensor: # (bs,L,D), or (bs,D) for a system that takes pooled ones
+        feats = imgs.as_subclass(Tensor)   # fastai's tensor types would go through every product below
+        return self.encoder(feats) if feats.ndim == 4 else feats
+
     def forward(self,
         imgs:Tensor, # (bs,3,H,W), normalised; or features that the encoder has made of them
         caps:Tensor|None=None # (bs,sl), ids from BOS to EOS and PAD, or k captions an image (bs,k,sl)
     )->tuple[Tensor,Tensor]|State: # with `caps` logits (N,K) and alphas (bs,[k,]sl-1,L), see the decoder; without, the state to search from
-        feats = imgs.as_subclass(Tensor)   # fastai's tensor types would go through every product below
-        if feats.ndim == 4: feats = self.encoder(feats)
+        feats = self.features(imgs)
         if feats.ndim != 3 - self.decoder.pooled:
             raise ValueError(f"features of shape {tuple(feats.shape)}: {self.config['system']} takes {'pooled ones (bs,D)' if self.decoder.pooled else 'those of a grid (bs,L,D)'}")
         return self.decoder.init_state(feats) if caps is None else self.decoder(feats, caps.as_subclass(Tensor), cap_lens(caps))

@@ -139,7 +139,7 @@ def cache(data, path, n=1024):
     @torch.no_grad()
     def bare(r):
         for _ in range(n//64): encoder(imgs)
-    t = interleaved(3, bare=bare, build=lambda r: build_features(encoder, pipeline, images, path/'rate', num_workers=1, rebuild=True))
+    t = interleaved(3, bare=bare, build=lambda r: build_features(encoder, pipeline, images, path/'rate', rebuild=True))
     print(f"cache_build: {t['bare']/t['build']:.0%} of the encoder's own rate ({n/t['build']:.0f} pictures a second, bare {n/t['bare']:.0f})", flush=True)
     return dict(cache_build=t['bare']/t['build'])
 

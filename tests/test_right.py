@@ -361,3 +361,10 @@ def test_training_counts_its_epochs(dls):
     try: fit(learn, 2, 1e-3); fit(learn, 1, 1e-3)
     finally: del dl.get_idxs
     assert [e for i,e in enumerate(seen) if e not in seen[:i]] == [0, 1, 2]
+
+def test_validation_is_no_epoch(dls, tmp_path):
+    "`learn.validate()` leaves the table of epochs as it is"
+    learn = fit(tiny_learner(dls, metrics=None, path=tmp_path), 1, 1e-3)
+    before = learn.history.table.to_string(),learn.history.stage
+    learn.validate()
+    assert (learn.history.table.to_string(), learn.history.stage) == before and len(learn.history.rows) == 1

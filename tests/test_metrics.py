@@ -1,0 +1,115 @@
+"Scores: agreement with the COCO code, METEOR with and without Java, files of captions that do not fit"
+import json, os, random, shutil, subprocess
+
+import numpy as np, pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
+from caption_fastai import metrics
+from caption_fastai.metrics import compare, read_scored, score_captions
+from caption_fastai.text import tokenize
+from helpers import fails
+
+WORDS = "a dog two cats man's red runs on the grass ball sits with his well-known hat , and ! The".split()
+
+def made_up(n, k=5, seed=0):
+    "Captions and `k` references each; most words of a caption are those of a reference"
+    rng = random.Random(seed)
+    def sentence(): return ' '.join(rng.choices(WORDS, k=rng.randint(4, 14))) + rng.choice(['', '.', ' .'])
+    refs = {f'{i}.jpg': [sentence() for _ in range(k)] for i in range(n)}
+    return {i: ' '.join(w if rng.random() < 0.8 else 'thing' for w in rng.choice(r).split()[:12]) for i,r in refs.items()},refs
+
+def write(fname, hyps, refs):
+    fname.write_text(json.dumps([dict(image=i, hypothesis=h, references=refs[i]) for i,h in hyps.items()]))
+    return fname
+
+def test_agrees_with_the_code_of_coco():
+    "On the same words, 1,000 pictures with five references each"
+    hyps,refs = made_up(1000)
+    hyps['7.jpg'] = ''
+    with pytest.warns(UserWarning, match='7.jpg'): mine = score_captions(hyps, refs, measures=['bleu', 'cider', 'rouge_l'], n_boot=0)
+    assert mine['empty'] == 1
+    res,gts = ({i: [' '.join(tokenize(t)) for t in ts] for i,ts in o.items()} for o in ({i: [h] for i,h in hyps.items()}, refs))
+    theirs = [*Bleu(4).compute_score(gts, res, verbose=0)[0], *(m.compute_score(gts, res)[0] for m in (Cider(), Rouge()))]
+    for k,v in zip('bleu1 bleu2 bleu3 bleu4 cider rouge_l'.split(), theirs): assert mine[k] == pytest.approx(100*v, abs=1e-4), k
+
+def test_interval_is_that_of_drawn_pictures():
+    "BLEU of a sample of pictures is BLEU of the captions in it"
+    hyps,refs = made_up(30)
+    counts = metrics._Counts(list(hyps.values()), list(refs.values()), ['bleu'])
+    draws = metrics._draws(30, 3)
+    assert (draws.sum(1) == 30).all() and (draws[0] == 1).all() and (draws[1] != 1).any()
+    names = [i for i,n in zip(hyps, draws[2]) for _ in range(n)]
+    sample = metrics.bleu([hyps[i] for i in names], [refs[i] for i in names])
+    assert counts.scores(draws)['bleu4'][2] == pytest.approx(sample[3])
+
+def test_same_caption_for_all_is_told_of():
+    hyps,refs = made_up(40)
+    with pytest.warns(UserWarning, match='only 2.5% of 40 captions are different'): s = score_captions(dict.fromkeys(hyps, 'a dog'), refs, measures=['bleu'])
+    assert s['distinct'] == 1/40
+
+def test_what_does_not_fit():
+    hyps,refs = made_up(3)
+    fails(ValueError, lambda: score_captions({}, refs), 'no captions')
+    fails(ValueError, lambda: score_captions(hyps, {**refs, '9.jpg': ['a']}), 'hyps', '9.jpg has no caption')
+    fails(ValueError, lambda: score_captions(hyps, {**refs, '1.jpg': []}), 'refs', '1.jpg has no reference')
+    fails(ValueError, lambda: score_captions(hyps, refs, measures=['spice']), 'spice', 'rouge_l')
+
+@pytest.fixture
+def no_meteor_yet():
+    metrics._meteor_program.cache_clear()
+    yield
+    metrics._meteor_program.cache_clear()
+
+def test_meteor_without_java(monkeypatch, tmp_path, no_meteor_yet):
+    "Where Java is missing or broken, all other scores are there, and the signature says what is left out"
+    hyps,refs = made_up(30)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    s = score_captions(hyps, refs)
+    assert s['meteor'] is None and 'METEOR left out, Java was not found' in s['signature'] and s['cider'] > 0
+    (tmp_path/'java').write_text('#!/bin/sh\nexit 1\n'); (tmp_path/'java').chmod(0o755)
+    s = score_captions(hyps, refs)
+    assert s['meteor'] is None and 'METEOR left out, Java does not run' in s['signature']
+    (tmp_path/'java').write_text('#!/bin/sh\ncase "$1" in -version) exit 0;; esac\nread line; exit 1\n')
+    s = score_captions(hyps, refs)
+    assert s['meteor'] is None and 'METEOR left out, its program broke off' in s['signature']
+
+@pytest.mark.skipif(not shutil.which('java') or subprocess.run(['java', '-version'], capture_output=True).returncode != 0, reason='there is no Java here')
+def test_meteor(no_meteor_yet):
+    "The same as the program gives; a caption that is its reference has nearly all of it; the country's decimal comma does no harm"
+    s = score_captions({'a': 'a dog runs over the grass', 'b': 'xylophone'}, {'a': ['A dog runs over the grass.'], 'b': ['two cats sleep']}, measures=['meteor'])
+    assert 0 < s['meteor'] < 100 and 'meteor by pycocoevalcap' in s['signature']
+    hyps,refs = made_up(20)
+    assert score_captions(hyps, refs, measures=['meteor'])['meteor'] == score_captions(hyps, refs, measures=['meteor'])['meteor']
+
+def test_compare_files(tmp_path):
+    hyps,refs = made_up(100)
+    a = write(tmp_path/'a.json', hyps, refs)
+    b = write(tmp_path/'b.json', {i: refs[i][0] if n % 2 else h for n,(i,h) in enumerate(hyps.items())}, refs)
+    t = compare(a, b)
+    assert list(t.index) == 'bleu1 bleu2 bleu3 bleu4 cider rouge_l'.split()
+    assert (t.difference == t.b - t.a).all() and (t.low > 0).all() and (t.p < 0.05).all()
+    back = compare(b, a)
+    assert np.allclose(back.difference, -t.difference) and (back.high < 0).all()
+    shuffled = write(tmp_path/'c.json', dict(reversed(hyps.items())), refs)   # another order of the same captions is no difference
+    assert (compare(a, shuffled).difference == 0).all() and (compare(a, shuffled).p == 1).all()
+
+def test_files_that_cannot_be_compared(tmp_path):
+    hyps,refs = made_up(3)
+    a = write(tmp_path/'a.json', hyps, refs)
+    fails(FileNotFoundError, lambda: read_scored(tmp_path/'none.json'), 'none.json', 'caption_evaluate --out')
+    b = write(tmp_path/'b.json', {i: h for i,h in hyps.items() if i != '2.jpg'}, refs)
+    fails(ValueError, lambda: compare(a, b), 'a.json', '2.jpg is only here')
+    b = write(tmp_path/'b.json', hyps, {**refs, '1.jpg': ['another']})
+    fails(ValueError, lambda: compare(a, b), 'b.json', 'other references of 1.jpg')
+    b.write_text(json.dumps(json.loads(a.read_text())*2))
+    fails(ValueError, lambda: compare(a, b), 'b.json', '0.jpg is there twice')
+    b.write_text(a.read_text()[:-30])
+    fails(ValueError, lambda: compare(a, b), 'b.json, line 1', 'not JSON')
+    b.write_text('[{"image": "x.jpg"}]')
+    fails(ValueError, lambda: compare(a, b), 'b.json, entry 1', 'hypothesis')
+    b.write_bytes(b'["\xff"]')
+    fails(ValueError, lambda: compare(a, b), 'b.json', 'UTF-8')
+    b = write(tmp_path/'b.json', hyps, {**refs, '1.jpg': []})
+    fails(ValueError, lambda: compare(b, b), '1.jpg has no reference')

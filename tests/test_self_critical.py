@@ -1,0 +1,38 @@
+"Training on captions of its own"
+import pytest
+from fastai.vision.all import set_seed
+
+from caption_fastai.callbacks import SelfCritical
+from caption_fastai.data import CaptionDataLoaders
+from caption_fastai.learner import caption_learner
+from caption_fastai.recipes import Stage
+from helpers import fails
+
+@pytest.fixture(scope='module')
+def dls(tmp_path_factory):
+    return CaptionDataLoaders.from_shapes(tmp_path_factory.mktemp('scenes'), n_train=64, n_valid=8, n_test=8, min_freq=1, bs=16, grouped=True, seed=1, num_workers=0)
+
+def learner(dls, path):
+    set_seed(1)
+    return caption_learner(dls, 'shapes_cnn', 'SHAPES', emb_sz=32, attn_sz=32, n_hid=64, p=0., lambda_attn=0., metrics=[], path=path)
+
+@pytest.mark.parametrize('freeze', [True, False])
+def test_reward_rises(dls, tmp_path, freeze):
+    "Captions that the model draws get better by it, with the encoder frozen or not; loss and captions of validation are the usual ones"
+    learn,cb = learner(dls, tmp_path),SelfCritical()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(12, 1e-2)
+        if not freeze: learn.unfreeze()
+        learn.fit(10, slice(1e-5, 3e-3), cbs=cb)
+    first,last = sum(cb.rewards[:4])/4,sum(cb.rewards[-4:])/4
+    assert last > 1.1*first, (first, last)
+    assert learn.validate()[0] == pytest.approx(float(learn.history.rows[-1]['valid_loss']), rel=1e-4)
+
+def test_as_a_stage(dls, tmp_path):
+    "The third stage of three goes by the reward: its training loss is no cross-entropy"
+    learn = learner(dls, tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit_stages([Stage(2, 1e-2, freeze=True), Stage(1, slice(1e-5, 1e-3)), Stage(1, 1e-4, freeze=True, self_critical=True)])
+    losses = [float(r['train_loss']) for r in learn.history.rows]
+    assert [r['stage'] for r in learn.history.rows] == [1, 1, 2, 3] and losses[2] > 1 > abs(losses[3])
+
+def test_a_caption_alone_has_nothing_to_be_compared_with(): fails(ValueError, lambda: SelfCritical(1), 'k=1', '2 or more')
