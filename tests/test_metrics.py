@@ -1,5 +1,5 @@
 "Scores: agreement with the COCO code, METEOR with and without Java, files of captions that do not fit"
-import json, os, random, shutil, subprocess
+import json, random, shutil, subprocess
 
 import numpy as np, pytest
 from pycocoevalcap.bleu.bleu import Bleu
@@ -77,7 +77,7 @@ def test_meteor_without_java(monkeypatch, tmp_path, no_meteor_yet):
 
 @pytest.mark.skipif(not shutil.which('java') or subprocess.run(['java', '-version'], capture_output=True).returncode != 0, reason='there is no Java here')
 def test_meteor(no_meteor_yet):
-    "The same as the program gives; a caption that is its reference has nearly all of it; the country's decimal comma does no harm"
+    "A caption that is its reference scores, one without a common word does not, and asking twice gives the same"
     s = score_captions({'a': 'a dog runs over the grass', 'b': 'xylophone'}, {'a': ['A dog runs over the grass.'], 'b': ['two cats sleep']}, measures=['meteor'])
     assert 0 < s['meteor'] < 100 and 'meteor by pycocoevalcap' in s['signature']
     hyps,refs = made_up(20)
