@@ -22,6 +22,7 @@ from .encoder import encoder_input
 from .interpret import *
 from .learner import caption_learner
 from .metrics import MEASURES, evaluate
+from .model import SYSTEMS
 from .recipes import recipe_data, recipe_learner, recipes
 from .shapes import read_scenes, score_scenes
 
@@ -88,7 +89,7 @@ def _train_parser():
     add('recipe', f"a whole configuration, by default scenes or flickr8k: {', '.join(recipes)}")
     add('arch', "encoder, by torchvision's or timm's name")
     add('weights', "encoder's weights by the same name, 'none' for random ones", default='DEFAULT')
-    add('system', 'how the decoder works: show_attend_tell, show_and_tell, merge, merge_bidirectional')
+    add('system', f"how the decoder works: {', '.join(SYSTEMS)}")
     add('epochs', 'of each stage, as 10,3')
     add('lr', 'highest learning rate of each stage, as 1e-3,4e-4')
     add('lr_ratio', "the encoder's first layers get this share of the rate", type=float)

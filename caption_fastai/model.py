@@ -11,7 +11,7 @@ import difflib, inspect
 from torch import nn, Tensor
 
 from .classic import Merge, MergeBidirectional, ShowAndTell
-from .decoder import AttentionDecoder, State
+from .decoder import AttentionDecoder, SpatialAttention, State
 from .encoder import Encoder
 from .text import cap_lens
 
@@ -38,7 +38,8 @@ class CaptionModel(nn.Module):
         return self.decoder.init_state(feats) if caps is None else self.decoder(feats, caps.as_subclass(Tensor), cap_lens(caps))
 
 # %% ../nbs/08_model.ipynb #cell-008
-SYSTEMS = dict(show_attend_tell=AttentionDecoder, show_and_tell=ShowAndTell, merge=Merge, merge_bidirectional=MergeBidirectional)
+SYSTEMS = dict(show_attend_tell=AttentionDecoder, spatial_attention=SpatialAttention,
+               show_and_tell=ShowAndTell, merge=Merge, merge_bidirectional=MergeBidirectional)
 
 def _system(system):
     "Name and class of a system"

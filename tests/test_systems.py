@@ -35,7 +35,7 @@ def test_recipe_goes_the_whole_way(name, few, tmp_path):
         mine,theirs = (evaluate(o.model, o.vocab, o.pipeline, refs, beam_sz=beam_sz, max_len=8)[1] for o in (c, learn.captioner()))
         assert mine == theirs and len(mine) == 4
 
-@pytest.mark.parametrize('name', SYSTEMS)
+@pytest.mark.parametrize('name', [pytest.param(s, marks=pytest.mark.long if s == 'spatial_attention' else ()) for s in SYSTEMS])
 def test_system_overfits_twenty_pictures(name, scenes, tmp_path):
     "Until the captions are theirs: BLEU-4 is 100"
     table = read_captions(scenes).groupby('image', sort=False).first().head(20).reset_index()
