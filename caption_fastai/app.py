@@ -21,7 +21,7 @@ from .data import CaptionDataLoaders
 from .encoder import encoder_input
 from .interpret import *
 from .learner import caption_learner
-from .metrics import MEASURES, evaluate
+from .metrics import MEASURES, WITHOUT_JAVA, evaluate
 from .model import SYSTEMS
 from .recipes import recipe_data, recipe_learner, recipes
 from .shapes import read_scenes, score_scenes
@@ -124,8 +124,6 @@ def _print_scores(scores, title):
     nums = [f'{k} {v:.1f} ({lo:.1f} to {hi:.1f})' for k,(lo,hi) in scores['intervals'].items() for v in [scores[k]]]
     print(f"{title}: {', '.join(nums)}; {scores['distinct']:.0%} of the captions different, {scores['mean_length']:.1f} words each\n  ({scores['signature']})")
 
-_MEASURES = 'bleu','cider','rouge_l'   # those that need no Java
-
 class _Report(Callback):
     "Scores on held-out pictures after each stage"
     order = 70
@@ -133,7 +131,7 @@ class _Report(Callback):
     def after_fit(self):
         if hasattr(self.learn, 'lr_finder'): return
         title = f'after stage {self.history.stage}, {self.split} split'
-        _print_scores(self.learn.evaluate(self.split, measures=_MEASURES, top5=False, **self.kwargs), title)
+        _print_scores(self.learn.evaluate(self.split, measures=WITHOUT_JAVA, top5=False, **self.kwargs), title)
         if not self.scenes: return
         res = score_scenes({Path(k).name:v for k,v in self.learn.hyps.items()}, self.scenes)
         print(f"  right captions {res['ok']:.1%}: no false fact {res['no_false']:.1%}, every object named {res['all_named']:.1%}")
@@ -216,7 +214,7 @@ def caption_evaluate(
         refs,train = refs_of(captions, o.split),captions[captions.split == 'train']
         c = Captioner.load(o.captioner)
         scores,hyps = evaluate(c.model, c.vocab, c.pipeline, refs, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty,
-                               num_workers=o.num_workers, known=train.caption if len(train) else None, measures=MEASURES if o.meteor else _MEASURES)
+                               num_workers=o.num_workers, known=train.caption if len(train) else None, measures=MEASURES if o.meteor else WITHOUT_JAVA)
         if o.out:
             rows = [dict(image=Path(i).name, hypothesis=h, references=refs[i]) for i,h in hyps.items()]
             Path(o.out).write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding='utf-8')

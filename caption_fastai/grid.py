@@ -13,12 +13,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from .learner import CaptionLearner
+from .metrics import WITHOUT_JAVA
 
 # %% ../nbs/14b_grid.ipynb #cell-006
 def _row(learn, settings, split, beam_sz, seconds, **kwargs):
     "What is measured of a trained learner with one beam"
     start = time.perf_counter()
-    scores = learn.evaluate(split, beam_sz=beam_sz, measures=('bleu', 'cider', 'rouge_l'), n_boot=0, top5=False, **kwargs)
+    scores = learn.evaluate(split, beam_sz=beam_sz, measures=WITHOUT_JAVA, n_boot=0, top5=False, **kwargs)
     took = time.perf_counter() - start
     n = sum(p.numel() for p in learn.model.decoder.parameters())
     return {**settings, 'beam_sz': beam_sz, **{k: round(scores[k], 2) for k in 'bleu1 bleu2 bleu3 bleu4 cider rouge_l'.split()}, 'distinct': round(scores['distinct'], 3),
