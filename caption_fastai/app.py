@@ -6,14 +6,17 @@
 __all__ = ['caption_train', 'caption_evaluate', 'caption_predict']
 
 # %% ../nbs/15_app.ipynb #cell-003
-import argparse, json, math, sys, warnings
-from contextlib import contextmanager
+import argparse, csv, json, math, sys, warnings
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from glob import glob
+from io import StringIO
 from pathlib import Path
 
 warnings.filterwarnings('ignore', message='.*torch.jit.script.* is deprecated', category=FutureWarning)   # of a library that fastai imports
 import matplotlib.pyplot as plt
-from fastai.vision.all import Callback, set_seed, valley
+from fastai.vision.all import Callback, get_image_files, set_seed, valley
+from tqdm import tqdm
 
 from .captioner import Captioner
 from .captions import read_captions, refs_of
@@ -28,12 +31,12 @@ from .shapes import read_scenes, score_scenes
 
 # %% ../nbs/15_app.ipynb #cell-006
 @contextmanager
-def _one_line(command):
+def _one_line(command, resume=None): # `resume`: how to go on after an interruption
     "Errors of the input as one line on standard error with exit status 1, warnings as one line each"
     show,warnings.showwarning = warnings.showwarning,lambda message, *args, **kwargs: print(f'{command}: {message}', file=sys.stderr)
     try: yield
     except (ValueError, OSError) as e: sys.exit(f'{command}: ' + ' '.join(str(e).split('\n\t')[-1].split()))   # fastai puts a line of its own before
-    except KeyboardInterrupt: sys.exit(f"{command}: interrupted{'; with --resume it goes on after the last finished epoch' * (command == 'caption_train')}")
+    except KeyboardInterrupt: sys.exit(f"{command}: interrupted{f'; {resume}' if resume else ''}")
     finally: warnings.showwarning = show
 
 def _numbers(text, kind, name, n=None):
@@ -169,7 +172,7 @@ def caption_train(
 ):
     "Train a captioner in stages and save it: `caption_train --help`"
     o,out = (args := _train_parser().parse_args(argv)),Path(args.out)
-    with _one_line('caption_train'):
+    with _one_line('caption_train', 'with --resume it goes on after the last finished epoch'):
         shapes = o.data == 'shapes'
         o.recipe = o.recipe or ('scenes' if shapes else 'flickr8k')
         _check(o)
@@ -221,26 +224,77 @@ def caption_evaluate(
         print(json.dumps(scores))
 
 # %% ../nbs/15_app.ipynb #cell-022
+def _pictures(
+    names # files, folders, patterns
+)->list: # names of pictures, each once
+    "All pictures that are meant; ValueError names a folder without any"
+    def expand(n):
+        if not Path(n).is_dir(): return [n] if Path(n).exists() else sorted(o for o in glob(n, recursive=True) if Path(o).is_file()) or [n]
+        if found := sorted(map(str, get_image_files(n))): return found
+        raise ValueError(f'{n}: there is no picture in this folder')
+    return list(dict.fromkeys(o for n in names for o in expand(n)))
+
+def _csv_line(*values):
+    csv.writer(s := StringIO(), lineterminator='').writerow(values)
+    return s.getvalue()
+
+_HEADER = 'image','caption','score'
+_LINES = dict(text=lambda name, c: f'{name}\t{c.text}', csv=lambda name, c: _csv_line(name, c.text, c.score),
+              json=lambda name, c: json.dumps(dict(zip(_HEADER, (name, c.text, c.score))), ensure_ascii=False))
+_READ = dict(text=lambda f: [l.rstrip('\n').rsplit('\t', 1) for l in f], csv=lambda f: [(name, text) for name,text,_ in csv.reader(f)][1:],
+             json=lambda f: [(o['image'], o['caption']) for o in map(json.loads, f)])
+_TEXT = dict(encoding='utf-8', errors='surrogateescape')   # names of files may hold any bytes
+
+def _done(
+    fname:Path, # what an earlier run wrote, or nothing yet
+    form # of `_LINES`
+)->set: # names of its pictures
+    "What need not be done again; a line that was cut off is taken away. ValueError if the file is something else"
+    if not fname.exists(): return set()
+    with fname.open('rb+') as f:
+        whole = (data := f.read())[:data.rfind(b'\n') + 1]
+        try: done = {name for name,_ in _READ[form](StringIO(whole.decode(**_TEXT)))}
+        except (ValueError, KeyError, TypeError, csv.Error): raise ValueError(f'{fname}: not what these options write, it cannot be gone on with; name another --out') from None
+        f.truncate(len(whole))
+    return done
+
+def _say(line, file):
+    "Print at once, and past a progress bar"
+    with tqdm.external_write_mode(file): print(line, file=file, flush=True)
+
+# %% ../nbs/15_app.ipynb #cell-024
 def caption_predict(
     argv=None # arguments, by default those of the command line
 ):
     "Caption pictures: `caption_predict --help`"
-    p = argparse.ArgumentParser('caption_predict', description='Caption pictures, a line each.')
+    p = argparse.ArgumentParser('caption_predict', description='Caption pictures, a line each, as soon as each is there.')
     p.add_argument('captioner', help='folder that caption_train wrote')
-    p.add_argument('images', help='pictures', nargs='+', metavar='IMAGE')
+    p.add_argument('images', help='pictures, folders of pictures, or patterns', nargs='+', metavar='IMAGE')
     p.add_argument('--beam_sz', help='hypotheses an image, 1 is greedy', type=int, default=3)
     p.add_argument('--max_len', help='words of a caption at most', type=int, default=30)
     p.add_argument('--length_penalty', help='compare hypotheses by score / length to this power', type=float, default=0.)
     p.add_argument('--attention', help='file for a figure of where the model looked (of the first picture)', metavar='FILE.png')
-    p.add_argument('--json', help='a JSON object a line', action='store_true')
-    o,failed,shown = p.parse_args(argv),0,False
-    with _one_line('caption_predict'):
-        for i,caps in Captioner.load(o.captioner).stream(o.images, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty, bs=16):
-            if isinstance(caps, Exception):
-                print(f'caption_predict: {caps}', file=sys.stderr); failed += 1
-                continue
-            c = caps[0]
-            print(json.dumps(dict(image=o.images[i], caption=c.text, score=c.score), ensure_ascii=False) if o.json else
-                  c.text if len(o.images) == 1 else f'{o.images[i]}\t{c.text}', flush=True)
-            if o.attention and not shown: shown = _save_figure(c.plot_attention(), o.attention)
+    form = p.add_mutually_exclusive_group()
+    form.add_argument('--json', help='a JSON object a line', dest='form', action='store_const', const='json', default='text')
+    form.add_argument('--csv', help='a table with columns image, caption, score', dest='form', action='store_const', const='csv')
+    p.add_argument('--out', help='file for the captions, in place of standard output', metavar='FILE')
+    p.add_argument('--resume', help='go on with FILE: pictures that it has are left out', action='store_true')
+    o,n,failed = p.parse_args(argv),0,0
+    with _one_line('caption_predict', 'with --resume it goes on where it stopped' if o.out else None):
+        if o.resume and not o.out: raise ValueError('--resume: name the file to go on with by --out')
+        captioner,images = Captioner.load(o.captioner),_pictures(o.images)
+        done = _done(Path(o.out), o.form) if o.resume else set()
+        todo = [i for i in images if i not in done]
+        bare = o.form == 'text' and not o.out and len(images) == 1
+        with open(o.out, 'a' if o.resume else 'w', newline='', **_TEXT) if o.out else nullcontext(sys.stdout) as f, tqdm(total=len(todo), unit=' pictures', disable=True if bare else None) as bar:
+            if o.form == 'csv' and not (o.out and f.tell()): _say(_csv_line(*_HEADER), f)
+            for i,caps in captioner.stream(todo, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty, bs=16):
+                bar.update()
+                if isinstance(caps, Exception):
+                    _say(f'caption_predict: {caps}', sys.stderr); failed += 1
+                    continue
+                _say(caps[0].text if bare else _LINES[o.form](todo[i], caps[0]), f)
+                if o.attention and not n: _save_figure(caps[0].plot_attention(), o.attention)
+                n += 1
+    if failed or o.out: print(f"caption_predict: {n} captioned, {failed} could not be read{f', {len(images) - len(todo)} were there already' if o.resume else ''}", file=sys.stderr)
     if failed: sys.exit(1)

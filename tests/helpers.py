@@ -1,5 +1,6 @@
 "What several tests need"
-import random
+import random, socket, threading, time
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -73,3 +74,15 @@ def command_fails(command, argv, *parts):
     with pytest.raises(SystemExit) as e: command([str(o) for o in argv])
     assert str(e.value.code).startswith(f'{command.__name__}: ')
     check_message(e.value.code, *parts)
+
+@contextmanager
+def server(app, seconds=20.): # after which an idle connection is closed
+    "The web demo on a free port; gives its address"
+    import uvicorn
+    from caption_fastai.serve import _protocol
+    sock = socket.create_server(('127.0.0.1', 0))
+    s = uvicorn.Server(uvicorn.Config(app, http=_protocol(seconds), ws='none', log_level='error'))
+    thread = threading.Thread(target=s.run, args=([sock],)); thread.start()
+    while not s.started: time.sleep(0.01)
+    try: yield sock.getsockname()
+    finally: s.should_exit = True; thread.join(10)

@@ -1,5 +1,5 @@
 "The three commands from end to end: what they write, what they print, and how they end"
-import csv, io, json, subprocess, sys
+import csv, io, json, shutil, subprocess, sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -54,6 +54,71 @@ def test_predict_prints_a_caption_a_line(captioner_dir, photos, capsys):
     assert capsys.readouterr().out == f'{captions[0]}\n'
     caption_predict([str(captioner_dir), *map(str, photos), '--beam_sz', '2'])
     assert capsys.readouterr().out == ''.join(f'{p}\t{c}\n' for p,c in zip(photos, captions))
+
+def test_predict_takes_files_folders_and_patterns(captioner_dir, photos, tmp_path, capsys):
+    "Each picture once, a folder with what is below it in order; what is no picture there is left alone"
+    (tmp_path/'a'/'b').mkdir(parents=True); (tmp_path/'empty').mkdir()
+    names = ['a/2.jpg', 'a/b/1.jpg', 'a/[3].jpg', 'z.jpg']
+    for n in names: shutil.copy(photos[0], tmp_path/n)
+    (tmp_path/'a'/'notes.txt').write_text('no picture')
+    def said(*args):
+        caption_predict([str(captioner_dir), *(str(tmp_path/a) for a in args), '--beam_sz', '1'])
+        return [l.split('\t')[0].removeprefix(f'{tmp_path}/') for l in capsys.readouterr().out.splitlines()]
+    assert said('a', 'z.jpg') == ['a/2.jpg', 'a/[3].jpg', 'a/b/1.jpg', 'z.jpg']
+    assert said('**/*.jpg', 'z.jpg') == ['a/2.jpg', 'a/[3].jpg', 'a/b/1.jpg', 'z.jpg']
+    assert said('a/[3].jpg', 'z.*') == ['a/[3].jpg', 'z.jpg']
+    command_fails(caption_predict, [captioner_dir, tmp_path/'empty'], 'empty', 'no picture in this folder')
+    with pytest.raises(SystemExit): said('*.png')
+    assert '*.png: there is no such picture' in capsys.readouterr().err
+
+ROWS = dict(text=lambda f: [tuple(l.split('\t')) for l in f.read_text().splitlines()], json=lambda f: [(o['image'], o['caption']) for o in map(json.loads, f.read_text().splitlines())],
+            csv=lambda f: [(o['image'], o['caption']) for o in csv.DictReader(f.open(newline=''))])
+
+@pytest.mark.parametrize('form', ROWS)
+def test_predict_goes_on_with_a_file(captioner_dir, scenes, tmp_path, form, capsys, monkeypatch):
+    "Wherever a run was broken off, --resume makes the file whole, does nothing twice, and tries again what could not be read"
+    folder,out = tmp_path/'a, "b"',tmp_path/'out'
+    folder.mkdir()
+    for p in sorted((scenes/'Images').iterdir())[:5]: shutil.copy(p, folder)
+    argv = [str(captioner_dir), str(folder), '--beam_sz', '1', '--out', str(out), *([f'--{form}'] if form != 'text' else [])]
+    caption_predict(argv)
+    whole,rows = out.read_bytes(),ROWS[form](out)
+    assert [Path(n).name for n,_ in rows] == sorted(p.name for p in folder.iterdir())
+    assert capsys.readouterr().err.splitlines()[-1] == 'caption_predict: 5 captioned, 0 could not be read'
+    asked,stream = [],Captioner.stream
+    monkeypatch.setattr(Captioner, 'stream', lambda self, pictures, **kw: (asked.append(len(pictures)), stream(self, pictures, **kw))[1])
+    for n in 3, len(whole)//2, len(whole) - 1, len(whole):
+        out.write_bytes(whole[:n])
+        caption_predict([*argv, '--resume'])
+        assert ROWS[form](out) == rows and asked[-1] <= 5 - max(0, whole[:n].count(b'\n') - (form == 'csv'))
+    assert capsys.readouterr().err.splitlines()[-1] == 'caption_predict: 0 captioned, 0 could not be read, 5 were there already'
+
+    (folder/'zz.jpg').write_text('broken')
+    for _ in range(2):
+        with pytest.raises(SystemExit) as e: caption_predict([*argv, '--resume'])
+        assert e.value.code == 1 and ROWS[form](out) == rows
+        assert capsys.readouterr().err.splitlines()[-1] == 'caption_predict: 0 captioned, 1 could not be read, 5 were there already'
+
+@pytest.mark.parametrize('form', ROWS)
+def test_predict_leaves_another_file_alone(captioner_dir, photos, tmp_path, form):
+    "What --out did not write is not gone on with, and not changed; nor does --resume stand alone"
+    for content in b'notes\nof mine\nand more', b'\x89PNG\r\n\x1a\n\0\xff', b'["a"]\n':
+        (tmp_path/'out').write_bytes(content)
+        argv = [captioner_dir, photos[0], '--resume', '--out', tmp_path/'out', *([f'--{form}'] if form != 'text' else [])]
+        command_fails(caption_predict, argv, 'out: not what these options write')
+        assert (tmp_path/'out').read_bytes() == content
+    command_fails(caption_predict, [captioner_dir, photos[0], '--resume'], '--resume', '--out')
+
+def test_predict_shows_progress_on_a_terminal(captioner_dir, photos, capsys, monkeypatch):
+    "The bar goes to standard error if that is a terminal, the captions do not change"
+    argv = [str(captioner_dir), *map(str, photos), '--beam_sz', '1']
+    caption_predict(argv); plain = capsys.readouterr()
+    assert plain.err == ''
+    class Terminal(io.StringIO):
+        def isatty(self): return True
+    monkeypatch.setattr(sys, 'stderr', Terminal())
+    caption_predict(argv)
+    assert '3/3' in sys.stderr.getvalue() and capsys.readouterr().out == plain.out
 
 @pytest.mark.parametrize('command', [caption_train, caption_evaluate, caption_predict], ids=lambda f: f.__name__)
 def test_help_and_wrong_options(command, capsys):

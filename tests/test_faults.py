@@ -225,7 +225,7 @@ def test_one_broken_picture_among_good_ones(tmp_path, captioner_dir, photos, cap
     assert [l.split('\t')[0] for l in out.splitlines()] == [str(o) for o in photos]
     assert all(l.split('\t')[1] for l in out.splitlines())
     lines = err.splitlines()
-    assert len(lines) == 2 and all(l.startswith('caption_predict: ') and str(f) in l for l,f in zip(lines, (broken, nowhere)))
+    assert len(lines) == 3 and all(l.startswith('caption_predict: ') and str(f) in l for l,f in zip(lines, (broken, nowhere, '3 captioned, 2 could not be read')))
 
 @pytest.mark.parametrize('content', [b'', b'no picture'], ids=['empty', 'text'])
 def test_broken_picture_through_the_library(tmp_path, captioner, content):

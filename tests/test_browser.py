@@ -1,0 +1,142 @@
+"The page of the web demo in a real browser: Chromium, where it is installed"
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+from caption_fastai.serve import caption_app
+from helpers import server
+
+sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason='there is no chromium on the PATH')
+
+DESKTOP = dict(viewport=dict(width=1280, height=800))
+PHONE = dict(viewport=dict(width=390, height=844), device_scale_factor=2, is_mobile=True, has_touch=True)
+
+@pytest.fixture(scope='module')
+def captioner(trained): return trained.captioner()
+
+@pytest.fixture(scope='module')
+def url(captioner):
+    with server(caption_app(captioner)) as (host, port): yield f'http://{host}:{port}/'
+
+@pytest.fixture(scope='module')
+def browser():
+    with sync_api.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])   # tests run as root too
+        yield b
+        b.close()
+
+@contextmanager
+def opened(browser, url, **context):
+    "The page; at the end nothing was asked of another machine, and nothing stands in the console"
+    page,asked,said = browser.new_page(**context),[],[]
+    page.set_default_timeout(30_000)
+    page.on('request', lambda r: asked.append(r.url)); page.on('console', lambda m: said.append(m.text)); page.on('pageerror', lambda e: said.append(str(e)))
+    page.goto(url); page.wait_for_selector('#examples img')
+    yield page
+    page.close()
+    assert said == []
+    assert len(asked) > 5 and all(a.startswith((url, 'blob:', 'data:')) for a in asked), asked
+
+def until(page, true):
+    "Wait for a condition; what Playwright has for this needs eval, which the page's policy forbids"
+    for _ in range(1500):
+        if page.evaluate(true): return
+        page.wait_for_timeout(20)
+    raise AssertionError(f'never: {true}')
+
+def captions(page):
+    "The captions that are shown, once none is awaited"
+    until(page, "!document.querySelector('[aria-busy]') && (document.querySelector('.words') || !document.querySelector('#error').hidden)")
+    return [' '.join(li.locator('button').all_text_contents()) for li in page.locator('#captions li').all()]
+
+def seen(page):
+    "The picture with the map over it, at rest"
+    until(page, '!frame')
+    return page.evaluate('view.toDataURL()')
+
+def said(captioner, photo, **kw):
+    caps = captioner.caption(str(photo), **kw)
+    return [' '.join(c.words) for c in (caps if isinstance(caps, list) else [caps])]
+
+def slide(page, name, value):
+    "Move a slider and wait for the answer that it asks for"
+    with page.expect_response('**/caption'): page.locator(f'#{name}').fill(str(value))
+    assert page.locator(f'#{name}-value').text_content() in (str(value), f'{value:.1f}')
+    return captions(page)
+
+def test_a_session(browser, url, captioner, photos):
+    "Upload, look at words, move sliders, choose what is no picture, and go on"
+    with opened(browser, url, **DESKTOP) as page:
+        page.set_input_files('#file', photos[0])
+        assert captions(page) == said(captioner, photos[0])
+        plain,words = seen(page),page.locator('.words button')
+        words.nth(0).hover(); first = seen(page)
+        words.nth(words.count() - 1).hover(); last = seen(page)
+        page.mouse.move(0, 0)
+        assert len({plain, first, last}) == 3 and seen(page) == plain
+
+        assert slide(page, 'beam_sz', 1) == said(captioner, photos[0], beam_sz=1)
+        slide(page, 'beam_sz', 5)
+        assert slide(page, 'n_best', 4) == said(captioner, photos[0], beam_sz=5, n_best=4)
+        assert slide(page, 'length_penalty', 1.5) == said(captioner, photos[0], beam_sz=5, n_best=4, length_penalty=1.5)
+        assert slide(page, 'beam_sz', 2) == said(captioner, photos[0], beam_sz=2, n_best=2, length_penalty=1.5)   # no more than the beam holds
+
+        page.set_input_files('#file', dict(name='notes.txt', mimeType='text/plain', buffer=b'no picture'))
+        assert captions(page) == [] and 'This is not a picture' in page.locator('#error').text_content()
+        with page.expect_response('**/caption'): page.locator('#examples button').nth(1).click()
+        assert len(captions(page)) == 2 and page.locator('#error').is_hidden()
+
+def test_drop_and_paste(browser, url, captioner, photos):
+    with opened(browser, url, **DESKTOP) as page:
+        for photo,event in (photos[0], "new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})"), (photos[1], "new ClipboardEvent('paste', {clipboardData: data, bubbles: true})"):
+            page.evaluate("([bytes]) => { const data = new DataTransfer(); data.items.add(new File([new Uint8Array(bytes)], 'a.jpg', {type: 'image/jpeg'})); document.body.dispatchEvent(%s) }" % event, [list(photo.read_bytes())])
+            assert captions(page) == said(captioner, photo)
+
+def test_keyboard_and_screen_reader(browser, url, photos):
+    "Everything is reached by Tab, words by the arrow keys; all that can be used has a name, and the caption is announced"
+    with opened(browser, url, **DESKTOP) as page:
+        page.set_input_files('#file', photos[0]); said, = captions(page); plain = seen(page)
+        reached = []
+        page.evaluate('document.activeElement.blur()')
+        for _ in range(12):
+            page.keyboard.press('Tab')
+            reached.append(page.evaluate("document.activeElement.id || document.activeElement.parentElement.className"))
+            if reached[-1] == 'words' and reached.count('words') == 1:
+                a = seen(page); page.keyboard.press('ArrowRight'); b = seen(page); page.keyboard.press('Escape')
+                assert len({plain, a, b}) == 3 and seen(page) == plain
+        assert {'file', 'words', 'beam_sz', 'length_penalty', 'n_best'} <= set(reached)
+        tree = page.locator('body').aria_snapshot()
+        for part in 'button "Choose a picture"', 'slider "Beam size"', 'slider "Length penalty"', 'slider "Captions shown"', 'img "Your picture"', 'button "Drawn scene 2"', 'heading "Caption a picture"', ', looked at: ': assert part in tree, part
+        assert page.locator('#said').text_content() == f'Caption: {said}'
+
+def test_phone(browser, url, photos):
+    "Nothing is wider than the screen, picture and caption are on it together, and a tap shows the map"
+    with opened(browser, url, **PHONE) as page:
+        assert page.locator('#shoot').is_visible()
+        page.set_input_files('#camera', photos[0]); captions(page); plain = seen(page)
+        assert page.evaluate('document.documentElement.scrollWidth') == 390
+        page.locator('.words button').nth(1).tap()
+        assert seen(page) != plain and page.evaluate('scrollY') == 0
+        for o in '#view', '.words': assert (box := page.locator(o).bounding_box())['y'] + box['height'] < 844
+        small = page.evaluate("[...document.querySelectorAll('button, .pick, input[type=range]')].filter(o => o.getBoundingClientRect().height < 32).map(o => o.outerHTML)")
+        assert small == []
+
+def test_answers_that_are_not_as_hoped(browser, url, photos):
+    "A busy server is asked again, what a server says is text and not HTML, and one that is gone is said to be"
+    page,calls = browser.new_page(**DESKTOP),[]
+    def answer(route):
+        calls.append(1)
+        if len(calls) == 1: route.fulfill(status=503, headers={'Retry-After': '0.1'}, json=dict(detail='Too many.'))
+        elif len(calls) == 2: route.fulfill(json=dict(captions=[dict(text='x', score=-1, words=['<img src=x onerror=document.title=1>', 'b'], attention=[[], []])]))
+        elif len(calls) == 3: route.fulfill(status=502, body='<h1>Bad Gateway</h1>')
+        else: route.abort()
+    page.route('**/caption', answer); page.goto(url)
+    page.set_input_files('#file', photos[0])
+    assert captions(page)[0].startswith('<img') and len(calls) == 2 and page.title() == 'Caption a picture' and 'looks at no place' in page.locator('#hint').text_content()
+    for message in 'The server answered with status 502.', 'The server did not answer; is it still running?':
+        page.set_input_files('#file', photos[0])
+        assert captions(page) == [] and page.locator('#error').text_content() == message
+    page.close()
