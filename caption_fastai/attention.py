@@ -45,6 +45,8 @@ def _tanhs(keys, q):
         yield at, torch.add(keys[at].unsqueeze(1), q[at].unsqueeze(2), out=buf[:bs-i]).tanh_()
 
 # %% ../nbs/06_attention.ipynb #cell-012
+def _plain_scores(keys, q, w): return torch.tanh(keys.unsqueeze(1) + q.unsqueeze(2)) @ w   # of what a graph for other programs can be made
+
 class AdditiveAttention(nn.Module):
     "Soft attention by a layer with tanh (Xu et al. 2015, eq. 4, 5 and 13; Bahdanau et al. 2015)"
     def __init__(self,
@@ -66,6 +68,7 @@ class AdditiveAttention(nn.Module):
         keys:Tensor, # (bs,L,A), from `keys`
         h:Tensor # (bs*k,n), the k rows of an image one after the other
     )->tuple[Tensor,Tensor]: # context (bs*k,D) and alpha (bs*k,L)
-        q = self.query(h).unflatten(0, (len(feats), -1))   # (bs,k,A)
-        alpha = _Scores.apply(keys, q, self.score.weight[0].to(q.dtype)).softmax(-1)
+        q = self.query(h).unflatten(0, (feats.shape[0], -1))   # (bs,k,A)
+        scores = _plain_scores if torch.compiler.is_exporting() else _Scores.apply
+        alpha = scores(keys, q, self.score.weight[0].to(q.dtype)).softmax(-1)
         return (alpha @ feats).flatten(0, 1), alpha.flatten(0, 1)

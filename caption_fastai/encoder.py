@@ -38,8 +38,9 @@ def arch_name(
 )->str:
     "The name of an architecture; ValueError with the nearest names if there is no such thing"
     name = arch if isinstance(arch, str) else getattr(arch, '__name__', str(arch))
+    if name in CNNS or _torchvision(name): return name
     timm = _timm()
-    if name in CNNS or _torchvision(name) or timm and timm.is_model(name): return name
+    if timm and timm.is_model(name): return name
     names = list(dict.fromkeys([*CNNS, *list_models(module=torchvision.models), *(timm.list_models() if timm else [])]))
     near = difflib.get_close_matches(name, names) or ['resnet18', 'resnet50', 'mobilenet_v2']
     more = '' if timm else '; many more come with timm: pip install "caption_fastai[timm]"'

@@ -21,6 +21,7 @@ class Hypothesis(NamedTuple):
     ids:list[int] # ids of its words, `EOS` at the end if it came to an end
     score:float # sum of the words' log probabilities, divided by len(ids)**length_penalty
     alphas:Tensor # (len(ids),L), where it looked for each word
+    logps:list[float] # of each word, its log probability
 
 def _log_probs(logits, t):
     "Log probabilities (...,K) at step `t`, with no chance for tokens that are no words, nor for an end before the first word"
@@ -49,7 +50,7 @@ def greedy_search(
         if len(go_on) < len(live):
             live,ids,state = [live[j] for j in go_on.tolist()],ids[go_on],state.pick_images(go_on)
         if not live: break
-    return [Hypothesis(ids, sum(lps), torch.stack(als)) for ids,lps,als in found]
+    return [Hypothesis(ids, sum(lps), torch.stack(als), lps) for ids,lps,als in found]
 
 # %% ../nbs/09_search.ipynb #cell-010
 def _extend(logp, score, lens, ended, length_penalty):
@@ -70,13 +71,14 @@ def _done(score, lens, ended, n_best, max_len, length_penalty):
     hope = (score / max_len**length_penalty).masked_fill(ended, -torch.inf).amax(1)
     return ended.all(1) | (over >= hope) & over.isfinite()
 
-def _trace(i, j, n, toks, parents, alphas):
-    "Words and alphas of hypothesis `j` of image `i` after `n` steps, from last to first"
-    ids,als = [],[]
+def _trace(i, j, n, toks, parents, alphas, logps):
+    "Words of hypothesis `j` of image `i` after `n` steps, found from last to first, with their alphas and log probabilities"
+    found = []
     for t in reversed(range(n)):
-        tok,j = toks[t][i][j],parents[t][i][j]
-        if tok != Vocab.pad_idx: ids.append(tok); als.append(alphas[t, i, j])
-    return ids[::-1],torch.stack(als[::-1])
+        tok,logp,j = toks[t][i][j],logps[t][i][j],parents[t][i][j]
+        if tok != Vocab.pad_idx: found.append((tok, alphas[t, i, j], logp))
+    ids,als,logps = zip(*found[::-1])
+    return list(ids),torch.stack(als),list(logps)
 
 @torch.no_grad()
 def beam_search(
@@ -101,12 +103,13 @@ def beam_search(
     lens,ended = torch.zeros(bs, k, device=dev).long(),torch.zeros(bs, k, device=dev).bool()
     toks,parents = torch.zeros(2, max_len, bs, k, device=dev).long()
     alphas,n_steps,final = alpha.new_zeros(max_len, bs, k, alpha.shape[-1]),torch.zeros(bs, device=dev).long(),torch.zeros(bs, k, device=dev)
+    logps = torch.zeros(max_len, bs, k, device=dev)
     for t in range(max_len):
         if t: logits,state,alpha = step(tok.flatten(), state)
         logp = _log_probs(logits, t).unflatten(0, (-1, k))
-        score,lens,parent,tok = _extend(logp, score, lens, ended, length_penalty)
+        before,(score,lens,parent,tok) = score,_extend(logp, score, lens, ended, length_penalty)
         ended = ended.gather(1, parent) | (tok == Vocab.eos_idx)
-        toks[t,live],parents[t,live],alphas[t,live] = tok,parent,alpha.unflatten(0, (-1, k))
+        toks[t,live],parents[t,live],alphas[t,live],logps[t,live] = tok,parent,alpha.unflatten(0, (-1, k)),score - before.gather(1, parent)
         n_steps[live],final[live] = t+1,score/lens**length_penalty
         go_on = (~_done(score, lens, ended, n_best, max_len, length_penalty)).nonzero()[:,0]
         if len(go_on) == 0: break
@@ -116,10 +119,10 @@ def beam_search(
             state,live = state.pick_images(go_on),live[go_on]
             score,lens,ended,tok = (o[go_on] for o in (score, lens, ended, tok))
     final,order = final.sort(dim=1, descending=True, stable=True)
-    toks,parents,steps = toks.tolist(),parents.tolist(),n_steps.tolist()
-    found = [[(s, *_trace(i, j, steps[i], toks, parents, alphas)) for s,j in zip(final[i].tolist(), order[i].tolist())
+    toks,parents,logps,steps = toks.tolist(),parents.tolist(),logps.tolist(),n_steps.tolist()
+    found = [[(s, *_trace(i, j, steps[i], toks, parents, alphas, logps)) for s,j in zip(final[i].tolist(), order[i].tolist())
               if s != -torch.inf][:n_best] for i in range(bs)]
-    return [[Hypothesis(ids, s, als) for s,ids,als in hyps] for hyps in found]
+    return [[Hypothesis(ids, s, als, lps) for s,ids,als,lps in hyps] for hyps in found]
 
 # %% ../nbs/09_search.ipynb #cell-022
 @torch.no_grad()
@@ -166,7 +169,7 @@ def caption_images(
 ): # yields (number of the picture, its captions as a list of `Hypothesis`, or the error that it gave)
     "Captions of pictures, in evaluation mode, in their order but for those that cannot be read"
     was_training,p = model.training,next(model.parameters())
-    model.eval()
+    if was_training: model.eval()   # else nothing is written, and threads may share the model
     try:
         for ids,imgs,faults in picture_batches(pipeline, srcs, bs, num_workers):
             yield from faults
@@ -174,4 +177,5 @@ def caption_images(
             feats = model.features(imgs.to(p.device, p.dtype))
             if also is not None: also(ids, feats)
             yield from zip(ids, search(model.decoder, model(feats), **kwargs))
-    finally: model.train(was_training)
+    finally:
+        if was_training: model.train()

@@ -1,0 +1,154 @@
+"A captioner's folder may come from a stranger: loading it runs nothing, stays small, reads nothing else; and it drags nothing in"
+import json, os, pickle, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest, torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from caption_fastai.captioner import Captioner
+from caption_fastai.images import ImagePipeline
+from caption_fastai.model import caption_model
+from caption_fastai.text import MAX_VOCAB, Vocab
+from helpers import fails
+
+SIZES = dict(emb_sz=16, attn_sz=16, n_hid=32)
+
+@pytest.fixture(scope='module')
+def good(tmp_path_factory):
+    "A captioner as `save` leaves it"
+    model = caption_model(12, 'shapes_cnn', weights=None, **SIZES)
+    return Captioner(model.eval(), Vocab(list('abcdefgh')), ImagePipeline(48)).save(tmp_path_factory.mktemp('good')/'captioner')
+
+@pytest.fixture
+def folder(good, tmp_path): return shutil.copytree(good, tmp_path/'captioner')
+
+def change(folder, part, **fields):
+    "Write other fields into the configuration"
+    f = folder/'config.json'
+    config = json.loads(f.read_text())
+    config[part].update(fields)
+    f.write_text(json.dumps(config))
+    return folder
+
+def refused(folder, *parts): fails(ValueError, lambda: Captioner.load(folder, 'cpu'), *parts)
+
+class Bomb:
+    "Runs a command where it is unpickled"
+    def __init__(self, command): self.command = command
+    def __reduce__(self): return os.system, (self.command,)
+
+# Nothing is run
+
+@pytest.mark.parametrize('kind', ['pickle', 'torch'])
+@pytest.mark.parametrize('name', ['model.safetensors', 'config.json', 'vocab.json'])
+def test_a_pickle_under_another_name(folder, tmp_path, kind, name):
+    bomb,ran = Bomb(f'touch {tmp_path}/ran'),tmp_path/'ran'
+    with open(folder/name, 'wb') as f: (pickle.dump if kind == 'pickle' else torch.save)(bomb, f)
+    refused(folder, name)
+    assert not ran.exists()
+    with open(folder/name, 'rb') as f: (pickle.load if kind == 'pickle' else lambda f: torch.load(f, weights_only=False))(f)
+    assert ran.exists()   # it would have been
+
+NAMES = '../../etc/passwd', '/etc/passwd', 'hf-hub:user/model', 'local-dir:/tmp', 'shapes_cnn\n', 'a b', '', 'x'*200, None, 3, ['shapes_cnn'], 'os.system', '__import__'
+
+@pytest.mark.parametrize('field', ['arch', 'system'])
+@pytest.mark.parametrize('name', NAMES, ids=str)
+def test_a_name_that_is_none(folder, field, name): refused(change(folder, 'model', **{field: name}), 'config.json')
+
+# Sizes
+
+BAD = [('model', dict(n_hid=10**12)), ('model', dict(n_hid=8193)), ('model', dict(emb_sz=-1)), ('model', dict(emb_sz=1.5)), ('model', dict(attn_sz='512')), ('model', dict(attn_sz=True)),
+       ('model', dict(vocab_sz=10**9)), ('model', dict(vocab_sz=0)), ('model', dict(grid=10**6)), ('model', dict(p=float('nan'))), ('model', dict(p=2)), ('model', dict(nf=10**9)),
+       ('model', dict(pretrained='yes')), ('model', dict(other=1)), ('model', dict(deep_output=0)),
+       ('pipeline', dict(size=10**9)), ('pipeline', dict(size=7)), ('pipeline', dict(max_pixels=10**15)), ('pipeline', dict(std=[0, 0, 0])), ('pipeline', dict(mean=[float('inf')]*3)),
+       ('pipeline', dict(mean=[0.]*10**3)), ('pipeline', dict(resize='../x')), ('pipeline', dict(resize='tile')), ('pipeline', dict(other=1))]
+
+@pytest.mark.parametrize('part,fields', BAD, ids=str)
+def test_a_field_out_of_range(folder, part, fields): refused(change(folder, part, **fields), 'config.json')
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '[' * 10**5, '{"format": ' + '9'*10**4 + '}', '{"format": "caption_fastai captioner 1"}', '{"format": "caption_fastai captioner 1", "model": null}', ' '*2**17])
+def test_a_damaged_configuration(folder, text):
+    (folder/'config.json').write_text(text)
+    refused(folder, 'config.json')
+
+@pytest.mark.parametrize('words', [['w'], ['w']*8, list('abcdefg') + [7], list('abcdefg') + [''], list('abcdefg') + ['\x1b[2J'], 'abcdefgh', None], ids=str)
+def test_a_vocabulary_of_something_else(folder, words):
+    (folder/'vocab.json').write_text(json.dumps(dict(lower=True, punct=False, words=words)))
+    refused(folder, 'vocab.json')
+
+@pytest.mark.parametrize('n', [10**6, 2*10**6])
+def test_a_vocabulary_of_a_million_lines(folder, n):
+    (folder/'vocab.json').write_text(json.dumps(dict(lower=True, punct=False, words=[f'w{i}' for i in range(n)]), indent=0))
+    refused(folder, 'vocab.json', str(MAX_VOCAB))
+
+def header(n, text=b''): return n.to_bytes(8, 'little') + text
+
+@pytest.mark.parametrize('content', [b'', b'abc', header(2**63), header(2**22 + 1), header(100), header(2, b'{}'), header(60, b'{"a":{"dtype":"F32","shape":[%d],"data_offsets":[0,4]}}' % 2**60)], ids=range(7))
+def test_damaged_weights(folder, content):
+    (folder/'model.safetensors').write_bytes(content)
+    refused(folder, 'model.safetensors')
+
+@pytest.mark.parametrize('weights', [{}, {'decoder.out.bias': torch.zeros(10**6)}, {'decoder.out.bias': torch.zeros(12, dtype=torch.int64)}], ids=['none', 'large', 'whole numbers'])
+def test_weights_of_another_model(folder, weights):
+    save_file(weights, folder/'model.safetensors')
+    refused(folder, 'model.safetensors', 'another model')
+
+# Other files
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'config.json', 'vocab.json'])
+def test_a_link_to_another_file(folder, tmp_path, name):
+    os.replace(folder/name, tmp_path/'secret')
+    (folder/name).symlink_to(tmp_path/'secret')
+    refused(folder, name, 'link')
+    (folder/name).unlink(); (folder/name).symlink_to('/dev/zero')
+    fails(FileNotFoundError, lambda: Captioner.load(folder, 'cpu'), name)
+    (folder/name).unlink(); os.replace(tmp_path/'secret', folder/'beside'); (folder/name).symlink_to('beside')
+    Captioner.load(folder, 'cpu')   # it stays in the folder
+
+# A process of its own
+
+CODE = '''
+import json, sys, resource
+events = []
+watched = 'os.system', 'subprocess.Popen', 'socket.connect', 'pickle.find_class', 'os.exec'
+from caption_fastai.captioner import Captioner
+imported = [m for m in ('fastai', 'fastcore', 'matplotlib', 'pandas', 'nltk', 'spacy', 'timm', 'IPython', 'notebook') if m in sys.modules]
+sys.addaudithook(lambda e, args: events.append(e) if e in watched else None)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+good,image,*bad = sys.argv[1:]
+captions = Captioner.load(good, 'cpu').caption([image]*2, max_len=3)
+before,errors = peak(),[]
+for f in bad:
+    try: Captioner.load(f, 'cpu')
+    except ValueError as e: errors.append(str(e))
+after = [m for m in ('fastai', 'matplotlib', 'nltk', 'spacy') if m in sys.modules]
+print(json.dumps(dict(imported=imported, after=after, events=events, errors=errors, mb=(peak() - before)/1024, captions=len(captions))))
+'''
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is counted in units of its own elsewhere')
+def test_a_process_that_only_captions(good, tmp_path):
+    "It imports neither fastai nor what fastai needs, and folders that claim 1 to 3 GB cost it nothing"
+    claims = [dict(emb_sz=8192, attn_sz=8192, n_hid=8192), dict(arch='regnet_y_128gf')]
+    bad = [change(shutil.copytree(good, tmp_path/str(i)), 'model', **o) for i,o in enumerate(claims)]
+    image = tmp_path/'a.png'; Image.new('RGB', (60, 50), 'red').save(image)
+    run = subprocess.run([sys.executable, '-c', CODE, str(good), str(image), *map(str, bad)], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    said = json.loads(run.stdout)
+    assert said['imported'] == said['after'] == said['events'] == []
+    assert len(said['errors']) == len(bad) and all('another model' in e for e in said['errors'])
+    assert said['mb'] < 200 and said['captions'] == 2
+
+def test_a_network_that_counts_with_tensors(tmp_path):
+    model = caption_model(12, 'regnet_y_400mf', weights=None, **SIZES).eval()
+    Captioner.load(Captioner(model, Vocab(list('abcdefgh')), ImagePipeline(48)).save(tmp_path), 'cpu')
+
+def test_sixteen_bits_of_a_captioner_of_usual_size(tmp_path):
+    "MobileNetV2 and 2,540 words take less than 25 MB, and come back in 32 bits"
+    model = caption_model(2540, 'mobilenet_v2', weights=None, proj_sz=512).eval()
+    folder = Captioner(model, Vocab([f'w{i}' for i in range(2536)]), ImagePipeline()).save(tmp_path/'half', half=True)
+    assert (folder/'model.safetensors').stat().st_size < 25e6
+    again = Captioner.load(folder, 'cpu').model.state_dict()
+    for k,v in model.state_dict().items():
+        assert again[k].dtype == v.dtype
+        torch.testing.assert_close(again[k], v, rtol=1e-3, atol=1e-6)
