@@ -1,0 +1,166 @@
+"Inside encoder, words and decoder: against computations made by hand, and errors"
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest, torch
+from helpers import fails, tiny_learner
+from PIL import Image
+from torch import nn
+
+from caption_fastai.captioner import Caption, Captioner
+from caption_fastai.images import ImagePipeline
+from caption_fastai.inside import *
+from caption_fastai.mistakes import CaptionInterpretation, word_kind
+
+PLAIN = ImagePipeline(size=32, mean=(0, 0, 0), std=(1, 1, 1))
+
+def red_finder():
+    "A network whose unit 1 responds to red and to nothing else"
+    conv = nn.Conv2d(3, 2, 1, bias=False)
+    conv.weight.data = torch.tensor([[0., 0, 1], [1, -1, -1]])[...,None,None]
+    return nn.Sequential(conv, nn.Flatten())
+
+def square(color, x, y, size=4):
+    img = Image.new('RGB', (32, 32), 'white')
+    img.paste(color, (x, y, x + size, y + size))
+    return img
+
+@pytest.fixture(scope='module')
+def captioner(trained): return trained.captioner()
+
+@pytest.fixture(scope='module')
+def pictures(trained): return list(trained.dls.refs('valid'))
+
+def test_names_of_layers_and_units_that_are_not_there(trained, pictures):
+    encoder,pipeline = trained.model.encoder,trained.dls.pipeline
+    first = layer_names(encoder)[0]
+    fails(ValueError, lambda: feature_maps(encoder, pictures[0], pipeline, [first + 'x']), f"layer '{first}x'", f'did you mean {first}')
+    fails(ValueError, lambda: feature_maps(red_finder(), square('red', 0, 0), PLAIN, ['1']), "layer '1'", 'not maps')
+    fails(ValueError, lambda: top_patches(red_finder(), '0', 2, [square('red', 0, 0)], PLAIN, 1), 'unit 2', 'has 2 units')
+    fails(ValueError, lambda: visualize_unit(red_finder(), '0', -1, PLAIN), 'unit -1')
+    fails(ValueError, lambda: top_patches(red_finder(), '0', 0, [square('red', 0, 0)], PLAIN, 2), 'k=2', '1 pictures')
+    fails(ValueError, lambda: plot_filters(nn.Sequential(nn.Linear(2, 2))), 'no convolutions')
+
+def test_feature_maps_are_what_the_layers_put_out_and_leave_no_trace(trained, pictures):
+    encoder,pipeline = trained.model.encoder,trained.dls.pipeline
+    encoder.train()
+    modes,grads = [m.training for m in encoder.modules()],[p.requires_grad for p in encoder.parameters()]
+    maps = feature_maps(encoder, pictures[0], pipeline, ['body.0', 'body.3'])
+    assert modes == [m.training for m in encoder.modules()] and grads == [p.requires_grad for p in encoder.parameters()]
+    encoder.eval()
+    with torch.no_grad(): first = encoder.body[0](pipeline(pictures[0])[None])
+    torch.testing.assert_close(maps['body.0'], first[0], rtol=1e-4, atol=1e-5)
+    assert maps['body.3'].ndim == 3 and not any(m._forward_hooks for m in encoder.modules())
+
+def test_top_patches_find_the_red_square():
+    pics = [square('lime', 3, 3), square('red', 20, 8), square('blue', 8, 20), square((150, 0, 0), 5, 25)]
+    found = top_patches(red_finder(), '0', 1, pics, PLAIN, k=2)
+    assert [pics.index(p) for _,p,_ in found] == [1, 3] and found[0][0] == pytest.approx(1)
+    x0,y0,x1,y1 = [32*v for v in found[0][2]]
+    assert 20 <= x0 < x1 <= 24 and 8 <= y0 < y1 <= 12
+
+def test_a_picture_made_for_the_red_unit_is_red():
+    r,g,b = np.asarray(visualize_unit(red_finder(), '0', 1, PLAIN, size=16, steps=30)).mean((0, 1))
+    assert r > 200 and g < 50 and b < 50
+    one,two = (np.asarray(visualize_unit(red_finder(), '0', 0, PLAIN, size=16, steps=5, seed=s)) for s in (1, 1))
+    assert (one == two).all()
+
+def test_neighbours_and_words_that_are_not_there():
+    v = WordVectors(['dog', 'dogs', 'cat', 'red'], [[1., 0, 0], [0.9, 0.1, 0], [0.5, 0.5, 0], [0, 0, 1]])
+    near = v.neighbours('dog', 2)
+    assert list(near.index) == ['dogs', 'cat'] and near['cat'] == pytest.approx(0.5**0.5)
+    fails(ValueError, lambda: v.neighbours('dogz'), "word='dogz'", 'did you mean dog')
+    other = WordVectors(['red', 'cat', 'dog'], [[1., 0], [0.9, 0.1], [0, 1]])
+    t = v.compare(other, ['red'], k=1)
+    assert t.there['red'] == 'cat' and t.shared['red'] in (0, 1)
+    fails(ValueError, lambda: v.compare(other, ['dogs']), "word='dogs'")
+    fails(ValueError, lambda: WordVectors(['a'], [[1.], [2.]]), 'vectors', '1 words')
+    fails(ValueError, lambda: v.flat(5), 'n=5', '4 words')
+    fails(ValueError, lambda: v.flat(3, 'umap'), "method='umap'", 'tsne')
+    fails(ValueError, lambda: v.plot(color='size'), "color='size'")
+
+def test_words_of_a_vocabulary_without_special_tokens(trained):
+    vocab = trained.dls.vocab
+    words = WordVectors.of(vocab, trained.model.decoder.embedding.weight)
+    assert words.words == vocab.itos[4:] and torch.equal(words.vectors[0], trained.model.decoder.embedding.weight[4].detach().cpu())
+    assert WordVectors.of(vocab, dict(red=torch.ones(3), nonsense=torch.ones(3))).words == ['red']
+    fails(ValueError, lambda: WordVectors.of(vocab, dict(nonsense=torch.ones(3))), 'no word of the vocabulary')
+
+def test_no_word_lies_on_another():
+    v = WordVectors([f'word{i}' for i in range(60)], torch.randn(60, 8))
+    assert v.flat(20, 'pca').shape == (20, 2)
+    fig = v.plot(color='rank', width=5)
+    fig.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in fig.axes[0].texts]
+    assert len(boxes) > 10 and not any(a.overlaps(b) for i,a in enumerate(boxes) for b in boxes[:i])
+    plt.close(fig)
+
+@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+def test_gates_are_those_of_the_decoder(dls, pictures, cell):
+    learn = tiny_learner(dls, cell=cell)
+    captioner,vocab = learn.captioner(),dls.vocab
+    words = ['a', 'red', 'circle']
+    g = gates(captioner, Caption('a red circle', words, 0., torch.zeros(3, 0), pictures[0]))
+    model = learn.model.eval()
+    with torch.no_grad():
+        state,h = model(dls.pipeline(pictures[0])[None]),[]
+        first = state.rows[0]
+        for w in ['xxbos', 'a', 'red']:
+            _,state,_ = model.decoder.step(torch.tensor([vocab.bos_idx if w == 'xxbos' else vocab.stoi[w]]), state)
+            h.append(state.rows[0])
+    torch.testing.assert_close(g['state'], torch.cat(h))
+    if cell == 'lstm': torch.testing.assert_close(g['state'], g['output gate']*g['cell'].tanh())
+    else:
+        z,before = g['update gate'],torch.cat([first, *h[:-1]])
+        torch.testing.assert_close(g['state'], (1 - z)*g['new state'] + z*before)
+
+def test_gates_of_a_system_without_them(trained, pictures):
+    other = nn.Module(); other.decoder = nn.Linear(1, 1)
+    cap = Caption('a', ['a'], 0., torch.zeros(1, 0), pictures[0])
+    fails(ValueError, lambda: gates(Captioner(other, trained.dls.vocab, trained.dls.pipeline), cap), 'gates', 'Linear')
+    fails(ValueError, lambda: plot_gates(trained.captioner(), Caption('', [], 0., torch.zeros(0, 0), pictures[0])), 'empty')
+
+def test_probabilities_of_true_words_step_by_step(trained, captioner, pictures):
+    text = trained.dls.refs('valid')[pictures[1]][0]
+    t,model,vocab = true_word_probs(captioner, pictures[1], text),trained.model.eval(),trained.dls.vocab
+    true = vocab.encode(text)
+    own = [vocab.bos_idx, *(vocab.stoi[w] for w in t.own if w in vocab.stoi)]
+    for column,said in (('forced', true), ('free', own)):
+        with torch.no_grad():
+            state,probs = model(trained.dls.pipeline(pictures[1])[None]),[]
+            for last,target in zip(said, true[1:]):
+                logits,state,_ = model.decoder.step(torch.tensor([last]), state)
+                probs.append(logits.softmax(-1)[0,target].item())
+        assert t[column].dropna().tolist() == pytest.approx(probs, abs=1e-5)
+    assert captioner.caption(pictures[1], beam_sz=1).words[:len(own) - 1] == [vocab.itos[i] for i in own[1:]]
+    fails(ValueError, lambda: true_word_probs(captioner, pictures[1], ' '), 'no words')
+
+@pytest.mark.parametrize('text', ['red', pytest.param(' '.join(['a red circle']*10), marks=pytest.mark.long)], ids=['one', 'thirty'])
+def test_figures_of_one_word_and_of_thirty(captioner, pictures, text):
+    words = text.split()
+    for fig in (plot_teacher_forcing(captioner, pictures[0], text), plot_gates(captioner, Caption(text, words, 0., torch.zeros(len(words), 0), pictures[0]), n=10)):
+        fig.draw_without_rendering()
+        labels = [l.get_window_extent() for l in fig.axes[0].get_xticklabels()]
+        assert not any(a.overlaps(b) for a,b in zip(labels, labels[1:]))
+        plt.close(fig)
+
+def test_language_bias_by_hand(trained):
+    interp,vocab,model = CaptionInterpretation.from_learner(trained, n=3, beam_sz=1),trained.dls.vocab,trained.model.eval()
+    t = interp.language_bias(bs=2)
+    probs = {}
+    with torch.no_grad():
+        for image,refs in zip(interp.table.image, interp.refs):
+            for r in refs:
+                ids = vocab.encode(r)
+                p = model(trained.dls.pipeline(image)[None], torch.tensor([ids]))[0].softmax(-1)
+                for w,row in zip(ids[1:-1], p):
+                    if w != vocab.unk_idx: probs.setdefault(word_kind(vocab.itos[w]), []).append(100*row[w].item())
+    for kind,ps in probs.items(): assert t.own[kind] == pytest.approx(np.mean(ps), rel=1e-3) and t.words[kind] == len(ps)
+    assert t.words['all words'] == sum(map(len, probs.values())) and t.words.isna()['CIDEr']
+    assert t.attrs['caption'] and np.allclose(t.another, interp.language_bias(bs=4).another)
+
+def test_a_model_that_sees_nothing_is_all_language(trained, monkeypatch):
+    features = trained.model.features
+    monkeypatch.setattr(trained.model, 'features', lambda x: torch.zeros_like(features(x)))
+    t = CaptionInterpretation.from_learner(trained, n=4, beam_sz=1).language_bias()
+    assert np.allclose(t['mean'], t.own) and np.allclose(t.another, t.own)
+    fails(ValueError, lambda: CaptionInterpretation.from_learner(trained, n=1).language_bias(), 'another picture')
