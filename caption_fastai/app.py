@@ -82,7 +82,7 @@ def _check(o):
     check('dropout label_smoothing', lambda v: 0 <= v < 1, '0 or more, and less than 1')
     check('lr_ratio', lambda v: 0 < v <= 1, 'more than 0, and 1 at most')
     check('pr_force', lambda v: 0 <= v <= 1, '0 to 1')
-    check('length_penalty lambda_attn wd num_workers', lambda v: v >= 0, '0 or more')
+    check('length_penalty lambda_attn wd num_workers save_minutes', lambda v: v >= 0, '0 or more')
 
 def _train_parser():
     p = argparse.ArgumentParser('caption_train', description='Train a captioner in stages and save it.')
@@ -119,7 +119,8 @@ def _train_parser():
     add('num_workers', 'processes that load pictures', type=int)
     add('skip_missing', 'go on without pictures that are not there', action='store_true')
     add('seed', 'of everything random', type=int, default=42)
-    add('resume', 'go on after the last finished epoch of the run in OUT', action='store_true')
+    add('resume', 'go on where the run in OUT broke off', action='store_true')
+    add('save_minutes', 'write what --resume needs this often at least, and after each epoch', type=float, default=10.)
     return p
 
 # %% ../nbs/15_app.ipynb #cell-011
@@ -172,7 +173,7 @@ def caption_train(
 ):
     "Train a captioner in stages and save it: `caption_train --help`"
     o,out = (args := _train_parser().parse_args(argv)),Path(args.out)
-    with _one_line('caption_train', 'with --resume it goes on after the last finished epoch'):
+    with _one_line('caption_train', 'with --resume it goes on from there'):
         shapes = o.data == 'shapes'
         o.recipe = o.recipe or ('scenes' if shapes else 'flickr8k')
         _check(o)
@@ -191,7 +192,7 @@ def caption_train(
         if o.cache_features is not None: learn.cache_features(o.cache_features or None)
         figures = [str(out/'lr_find.png')] if o.resume else [_lr_find(learn, out)]
         report = _Report(split, read_scenes(out/'scenes') if shapes else None, beam_sz=o.beam_sz, length_penalty=o.length_penalty)
-        with _progress(learn): learn.fit_stages(stages, cbs=report, resume=o.resume)
+        with _progress(learn): learn.fit_stages(stages, cbs=report, resume=o.resume, save_minutes=o.save_minutes)
         figures += _finish(learn, out, split, o.beam_sz)
         print('\npictures: ' + ' '.join(figures) + f'\ncaptioner: {out}')
 

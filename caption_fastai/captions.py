@@ -61,12 +61,14 @@ def _frame(rows, cols, source, unit='line'):
     df.attrs['source'] = str(source)
     return df
 
-def _token_rows(file):
+def _stop(message): raise ValueError(message)
+
+def _token_rows(file, fault=_stop):
     rows = []
     for i,line in _lines(file):
         name,tab,caption = line.partition('\t')
-        if not tab: raise ValueError(f'{file}, line {i}: no tab in {line[:40]!r}; write name.jpg#0, a tab, the caption')
-        rows.append((i, (re.sub(r'#\d+$', '', name.strip()), caption.strip())))
+        if tab: rows.append((i, (re.sub(r'#\d+$', '', name.strip()), caption.strip())))
+        else: fault(f'{file}, line {i}: no tab in {line[:40]!r}; write name.jpg#0, a tab, the caption')
     return _frame(rows, ['image', 'caption'], file)
 
 # %% ../nbs/01_captions.ipynb #cell-017
@@ -80,13 +82,13 @@ def _csv_records(file):
     except csv.Error as e: raise ValueError(f'{file}, line {line}: {e}; check the quotes from this line on') from None
     return recs
 
-def _csv_rows(file):
+def _csv_rows(file, fault=_stop):
     (_,cols),*recs = _csv_records(file) or [(1, [])]
-    n = len(cols)
+    n,rows = len(cols),[]
     for i,r in recs:
-        if len(r)<n or any(r[n:]):
-            raise ValueError(f'{file}, line {i}: {len(r)} fields where the header has {n}; a caption with commas needs quotes')
-    return _frame([(i, r[:n]) for i,r in recs], cols, file)
+        if len(r)>=n and not any(r[n:]): rows.append((i, r[:n]))
+        else: fault(f'{file}, line {i}: {len(r)} fields where the header has {n}; a caption with commas needs quotes')
+    return _frame(rows, cols, file)
 
 # %% ../nbs/01_captions.ipynb #cell-020
 IMG_FOLDERS = 'Images', 'Flicker8k_Dataset', 'Flickr8k_Dataset'
@@ -223,7 +225,7 @@ def _base(file, inner='Flickr8k_text'):
     "The folder of the data set, whose caption files may lie in a folder `inner` of it"
     return file.parent.parent if file.parent.name==inner else file.parent
 
-def _named_splits(base):
+def _named_splits(base, fault=_stop):
     "A dict of image name to (split, where it says so), from the split files"
     res = {}
     for s in ('train', 'dev', 'test'):
@@ -231,7 +233,7 @@ def _named_splits(base):
         for i,name in _lines(file) if file else []:
             here,name = f'{file}, line {i}', name.strip()
             split,before = res.setdefault(name, (split_name(s), here))
-            if split!=split_name(s): raise ValueError(f'{here}: {name!r} is in {before}, too; keep an image in one split')
+            if split!=split_name(s): fault(f'{here}: {name!r} is in {before}, too; keep an image in one split')
     return res
 
 def _add_splits(df, base, image_col, skip_missing):
@@ -381,6 +383,11 @@ def _by_stem(folder):
         if n.lower().endswith(_img_exts) and not n.startswith('.'): res[Path(n).stem].append(n)
     return res
 
+def _folder_rows(path, pics):
+    texts = [f for f in sorted(path.glob('*.txt')) if not f.name.startswith('.')]
+    rows = [(f'{f.name}, line {i}', (pics[f.stem][0] if f.stem in pics else f.stem, c)) for f in texts for i,c in _lines(f) or [(1, '')]]
+    return _frame(rows, ['image', 'caption'], path, 'file')
+
 def read_folder(
     path, # folder of pictures, each with a text file of the same stem
     skip_missing=False, # go on without pictures that have no text file and text files that have no picture?
@@ -388,15 +395,13 @@ def read_folder(
 )->pd.DataFrame: # image, caption, split
     "Captions of `photo.jpg` in `photo.txt`, one a line"
     path = _exists(path, folder=True)
-    pics,texts = _by_stem(path), {f.stem: f for f in sorted(path.glob('*.txt')) if not f.name.startswith('.')}
+    pics = _by_stem(path)
     if two := [v for v in pics.values() if len(v)>1]:
         raise ValueError(f"{path}: two pictures of one name, {two[0][0]} and {two[0][1]}; remove or rename one")
-    bare = [v[0] for k,v in pics.items() if k not in texts]
+    bare = [v[0] for k,v in pics.items() if not (path/f'{k}.txt').exists()]
     if bare and not skip_missing:
         raise ValueError(f'{path}: no text file beside {_some(bare)}; write one, or pass skip_missing=True to go on without')
-    rows = [(f'{f.name}, line {i}', (pics[k][0] if k in pics else k, c))
-            for k,f in texts.items() for i,c in _lines(f) or [(1, '')]]
-    df = _frame(rows, ['image', 'caption'], path, 'file')
+    df = _folder_rows(path, pics)
     if bare: df.attrs['notes'] = [f'left out, no text file: {_some(bare)}']
     return from_table(df, path, skip_missing=skip_missing, valid_pct=valid_pct, test_pct=test_pct, seed=seed)
 
@@ -492,9 +497,8 @@ def _hint(*names):
         raise FileNotFoundError('; '.join([str(e), *(text for k,text in _published.items() if any(k in str(n) for n in names))])) from None
 
 # %% ../nbs/01_captions.ipynb #cell-078
-def _read_json(files, reader=None, img_path=None, skip_missing=False, **kw):
-    "One table of `files`, which are of the form that `reader` reads, or None: of either"
-    base = _exists(img_path or _base(files[0], 'annotations'), folder=True)
+def _json_rows(files, base, reader=None, skip_missing=False):
+    "The rows of `files` and names of their data sets"
     rows,notes,names = [],[],[]
     for file in files:
         d = _json(file)
@@ -504,6 +508,12 @@ def _read_json(files, reader=None, img_path=None, skip_missing=False, **kw):
         notes += n; names.append(name)
     df = _frame(rows, ['image', 'caption', 'split'], files[0].parent, 'file')
     df.attrs['notes'] = notes
+    return df,names
+
+def _read_json(files, reader=None, img_path=None, skip_missing=False, **kw):
+    "One table of `files`, which are of the form that `reader` reads, or None: of either"
+    base = _exists(img_path or _base(files[0], 'annotations'), folder=True)
+    df,names = _json_rows(files, base, reader, skip_missing)
     with _hint(*names): return _table(df, base, skip_missing=skip_missing, **kw)
 
 def read_karpathy(
@@ -516,6 +526,9 @@ def read_karpathy(
     with _hint('karpathy', Path(path).name): file = _captions_file(path, ('dataset_*.json',))
     return _read_json([file], 'read_karpathy', img_path, skip_missing, valid_pct=valid_pct, test_pct=test_pct, seed=seed)
 
+def _coco_files(path):
+    return [path] if path.is_file() else [_captions_file(path, (f'captions_{s}*.json',), 'annotations') for s in ('train', 'val')]
+
 def read_coco(
     path, # a caption file of COCO's form, or COCO's own folder, of which the training and the validation file are read
     img_path=None, # the folder of the pictures, or that of `train2017` and `val2017`; None: with the file, or beside its folder `annotations`
@@ -523,25 +536,28 @@ def read_coco(
     valid_pct=0.1, test_pct=0., seed=42 # as for `from_table`, where no split is named; a name such as `captions_val2017.json` names one
 )->pd.DataFrame: # image, caption, split
     "COCO's `captions_train2017.json` and `captions_val2017.json` (Lin et al. 2014), or captions of one's own in this form"
-    with _hint('coco'):
-        path = _exists(path)
-        files = [path] if path.is_file() else [_captions_file(path, (f'captions_{s}*.json',), 'annotations') for s in ('train', 'val')]
+    with _hint('coco'): files = _coco_files(_exists(path))
     return _read_json(files, 'read_coco', img_path, skip_missing, valid_pct=valid_pct, test_pct=test_pct, seed=seed)
 
 # %% ../nbs/01_captions.ipynb #cell-086
+def _which(path):
+    "The function that reads what is at `path`, and the file, the files or the folder that it takes"
+    try: file = _captions_file(path, (*_text_forms, 'dataset_*.json'))
+    except FileNotFoundError:
+        if any(f for d in (path, path/'annotations') for f in d.glob('captions_*.json')): return read_coco,path
+        if any((path/f'{stem}.txt').exists() for stem in _by_stem(path)): return read_folder,path
+        raise
+    if file.suffix.lower()=='.json': return _read_json,[file]
+    return (read_flickr8k if _is_token_file(file) else read_csv),file
+
 def read_captions(
     path, # a folder or a caption file
     **kw # for `read_flickr8k`, `read_csv`, `read_karpathy`, `read_coco` or `read_folder`, whichever it is
 )->pd.DataFrame: # image, caption, split
     "The table of captions of Flickr8k's files, a CSV file, Karpathy's or COCO's JSON, or a folder of pictures and text files"
     with _hint(Path(path).name): path = _exists(path)
-    try: file = _captions_file(path, (*_text_forms, 'dataset_*.json'))
-    except FileNotFoundError:
-        if any(f for d in (path, path/'annotations') for f in d.glob('captions_*.json')): return read_coco(path, **kw)
-        if any((path/f'{stem}.txt').exists() for stem in _by_stem(path)): return read_folder(path, **kw)
-        raise
-    if file.suffix.lower()=='.json': return _read_json([file], **kw)
-    return (read_flickr8k if _is_token_file(file) else read_csv)(file, **kw)
+    read,at = _which(path)
+    return read(at, **kw)
 
 # %% ../nbs/01_captions.ipynb #cell-091
 def summary(

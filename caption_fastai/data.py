@@ -8,7 +8,7 @@ __all__ = ['seeded', 'CaptionItem', 'TensorCaption', 'TensorFeatures', 'EncodeCa
            'CaptionDataLoaders']
 
 # %% ../nbs/03_data.ipynb #cell-004
-import random, textwrap, warnings, zlib
+import random, signal, textwrap, warnings, zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -126,12 +126,21 @@ class PadCaptions(ItemTransform):
 # %% ../nbs/03_data.ipynb #cell-020
 class SortishSampler(SortedDL):
     "fastai's `SortedDL` (sortish when it shuffles, else sorted, longest first), with random numbers from (seed, epoch, item)"
-    seed,epoch = 0,0
+    seed,epoch,first = 0,0,0   # `first`: the batch to begin with
+    def get_idxs(self): return list(super().get_idxs())[self.first*self.bs:]
+
     def shuffle_fn(self, idxs):
         with seeded(self.seed, self.epoch): return super().shuffle_fn(idxs)
 
     def create_item(self, s):
         with seeded(self.seed, self.epoch, s or 0): return super().create_item(s)
+
+    def create_batches(self, samps):
+        "A picture that is left out leaves its batch smaller, and all others as they were"
+        for idxs in chunked(samps, self.bs, self.drop_last):
+            if items := [o for o in map(self.do_item, idxs) if o is not None]: yield self.do_batch(items)
+
+    def wif(self): signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is for the process that trains, which may want another batch
 
     def create_batch(self, b):
         b = super().create_batch(b)
@@ -144,6 +153,10 @@ class SortishSampler(SortedDL):
         res = super().new(dataset, **kwargs)
         res.seed,res.epoch = self.seed,self.epoch
         return res
+
+    def items_of(self, i:int)->list: # of the dataset
+        "The items of batch `i` in this epoch"
+        return [self.dataset.items[j] for j in list(super().get_idxs())[i*self.bs:(i + 1)*self.bs]]
 
 # %% ../nbs/03_data.ipynb #cell-022
 def show_captions(imgs, titles, ctxs=None, max_n=9, ncols=3, figsize=None, width=32, **kwargs):

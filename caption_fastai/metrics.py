@@ -20,9 +20,9 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
-from .decoder import Packing, targets
+from .decoder import targets
 from .search import caption_images
-from .text import Vocab, cap_lens, tokenize
+from .text import Vocab, tokenize
 
 # %% ../nbs/10_metrics.ipynb #cell-007
 def _bleu_counts(
@@ -90,6 +90,7 @@ class _Counts:
         measures # of `MEASURES`
     ):
         hyps,refs = [tokenize(h) for h in hyps],[[tokenize(r) for r in rs] for rs in refs]
+        if not any(r for rs in refs for r in rs): raise ValueError('refs: no reference has a word; give captions')
         self.hyps,self.refs = hyps,refs
         self.bleu = np.array([_bleu_counts(*o) for o in zip(hyps, refs)]) if 'bleu' in measures else None
         self.means,self.notes = mean_measures(hyps, refs, measures)

@@ -139,7 +139,7 @@ def sample_captions(
     caps,ended = [ids],torch.zeros_like(ids, dtype=torch.bool)
     for t in range(max_len):
         logits,state,_ = step(ids, state)
-        ids = torch.multinomial(_log_probs(logits, t).exp(), 1)[:,0].masked_fill(ended, Vocab.pad_idx)
+        ids = torch.multinomial(_log_probs(logits, t).softmax(-1), 1)[:,0].masked_fill(ended, Vocab.pad_idx)
         caps.append(ids)
         ended = ended | (ids == Vocab.eos_idx)
         if ended.all(): break

@@ -75,8 +75,8 @@ class Vocab:
         text:str, # a caption
         max_len:int=None # words kept at most
     )->list[int]: # `BOS`, ids of its words, `EOS`
-        "Ids of a caption; unknown words become `UNK`"
-        ids = [self.stoi.get(t, self.unk_idx) for t in self.tokenize(text)[:max_len]]
+        "Ids of a caption; unknown words become `UNK`, also those that are written as a special token"
+        ids = [self.unk_idx if t in SPECIALS else self.stoi.get(t, self.unk_idx) for t in self.tokenize(text)[:max_len]]
         return [self.bos_idx] + ids + [self.eos_idx]
 
     def words(self,

@@ -211,7 +211,7 @@ def test_interrupted_training_is_resumed(run, tmp_path, monkeypatch, capsys):
     assert 'after stage 2' in out and 'of 42 pictures' not in out
     rows = list(csv.DictReader((tmp_path/'history.csv').open()))
     assert [(r['stage'], r['batches']) for r in rows] == [('1', '2'), ('2', '6')]   # 30 pictures by 16, then by 8
-    command_fails(caption_train, [*argv, '--resume', '--lr', '1e-3'], 'progress.json', 'other stages')
+    command_fails(caption_train, [*argv, '--resume', '--lr', '1e-3'], 'progress_', 'other stages')
 
 def test_train_into_the_same_folder_again(run):
     "A second run into the same folder replaces what is there"

@@ -8,7 +8,7 @@ from caption_fastai.app import caption_train
 from caption_fastai.captions import download_flickr8k, read_captions, read_coco, read_flickr8k, read_karpathy
 from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.text import Vocab, read_vectors, vocab_vectors
-from helpers import command_fails, fails, flickr_folder, load_dls, picture, some_captions
+from helpers import command_fails, fails, flickr_folder, load_dls, picture
 
 CAPTIONS = {f'{i}.jpg': [f'A dog runs {w} .' for w in ('here', 'there', 'away')[:1 + i%3]] for i in range(8)}   # one to three each
 SPLITS = dict(train=['0.jpg', '1.jpg', '2.jpg', '3.jpg', '4.jpg'], valid=['5.jpg'], test=['6.jpg', '7.jpg'])

@@ -5,7 +5,6 @@ import pandas as pd, pytest, torch
 from fastai.torch_core import set_seed
 
 from caption_fastai.callbacks import CaptionLoss, attention_penalty
-from caption_fastai.captions import read_captions
 from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.decoder import AttentionDecoder, Packing
 from caption_fastai.learner import Stage

@@ -13,7 +13,7 @@ from caption_fastai.encoder import CNNS, Encoder, arch_name
 from caption_fastai.learner import caption_learner
 from caption_fastai.metrics import evaluate
 from caption_fastai.model import SYSTEMS, caption_model
-from caption_fastai.recipes import Stage, recipe_data, recipe_learner, recipes
+from caption_fastai.recipes import recipe_data, recipe_learner, recipes
 from caption_fastai.shapes import write_shapes
 from helpers import fails, fit, load_dls, tiny_learner
 
@@ -133,7 +133,7 @@ def test_attention_of_pooled_features(dls, tmp_path):
     "A system that looks nowhere has no attention picture, features of the wrong kind are refused"
     learn = caption_learner(dls, 'shapes_cnn', system='merge', **SIZES, metrics=[], path=tmp_path)
     caption = learn.captioner().caption(next(iter(dls.refs('test'))))
-    import caption_fastai.interpret
+    import caption_fastai.interpret   # noqa: F401, it adds `plot_attention`
     fails(ValueError, caption.plot_attention, 'pooled')
     model = caption_model(11, 'shapes_cnn', None)
     fails(ValueError, lambda: model(torch.randn(2, 64)), 'show_attend_tell', '(bs,L,D)')
