@@ -32,8 +32,25 @@ class Caption:
     score:float # see `Hypothesis`
     alphas:Tensor=field(repr=False) # (words,L), where it looked for each word; rows sum to 1
     image:object=field(repr=False) # the picture as it was given
-    probs:list[float] # of each word, how likely it was after those before it; that of the end is in `score` alone
+    pipeline:ImagePipeline=field(default=ImagePipeline(), repr=False) # that it went through
+    probs:list[float]=field(default_factory=list, repr=False) # of each word, how likely it was after those before it; that of the end is in `score` alone
     def __str__(self): return self.text
+
+    @classmethod
+    def of(cls, h, vocab:Vocab, image, pipeline:ImagePipeline)->'Caption':
+        "What a `Hypothesis` says of a picture"
+        words = vocab.words(h.ids)
+        return cls(vocab.decode(h.ids), words, h.score, h.alphas[:len(words)].float().cpu(), image, pipeline, [math.exp(lp) for lp in h.logps[:len(words)]])
+
+    @property
+    def maps(self)->Tensor: # (words,h,w)
+        "`alphas` on their grid, over what the pipeline shows of the picture; ValueError for a system without attention"
+        n_loc,side = self.alphas.shape[1],math.isqrt(self.alphas.shape[1])
+        if n_loc == 0:
+            raise ValueError('alphas: this system sees a picture as one pooled vector and has no attention to plot, show_attend_tell has; '
+                             "for this one plot_attributions(captioner, caption, word, ['occlusion']) shows what a word rests on")
+        if side**2 != n_loc: raise ValueError(f'alphas: {n_loc} locations are no square grid')
+        return self.alphas.unflatten(1, (side, side))
 
 # %% ../nbs/13_captioner.ipynb #cell-008
 _FORMAT = 'caption_fastai captioner 1'
@@ -61,12 +78,7 @@ class Captioner:
         bs = bs or max(1, min(64, 64*224**2 // self.pipeline.size**2))
         for i,hyps in caption_images(self.model, self.pipeline, pictures, bs=bs, num_workers=num_workers, beam_sz=beam_sz,
                                      n_best=n_best, max_len=max_len, length_penalty=length_penalty):
-            yield i,hyps if isinstance(hyps, Exception) else [self._caption(h, pictures[i]) for h in hyps]
-
-    def _caption(self, h, picture):
-        words = self.vocab.words(h.ids)
-        probs = [math.exp(lp) for lp in h.logps[:len(words)]]
-        return Caption(self.vocab.decode(h.ids), words, h.score, h.alphas[:len(words)].float().cpu(), picture, probs)
+            yield i,hyps if isinstance(hyps, Exception) else [Caption.of(h, self.vocab, pictures[i], self.pipeline) for h in hyps]
 
     def caption(self,
         pictures, # one or a list of them

@@ -107,13 +107,33 @@ class ImagePipeline:
         "What the encoder takes"
         return self.normalize(self.pixels(src))
 
+    def region(self,
+        size:tuple # width and height of a picture
+    )->tuple: # x0, y0, x1, y1 in its pixels; with 'pad' it reaches beyond the picture
+        "What of a picture the encoder's square shows"
+        sides = dict(squash=size, crop=(min(size),)*2, pad=(max(size),)*2)[self.resize]
+        return tuple((n + sign*s)/2 for sign in (-1, 1) for n,s in zip(size, sides))
+
+    def on_picture(self,
+        grid, # (h,w), a map over the encoder's square
+        size:tuple # width and height of the picture
+    )->np.ndarray: # (height,width), 0 where the encoder sees nothing
+        "Where a map lies on the picture, smoothly enlarged"
+        r,grid = self.region(size),np.asarray(grid, np.float32)
+        seen = [max(r[0], 0), max(r[1], 0), min(r[2], size[0]), min(r[3], size[1])]
+        box = [(v - r[i%2])*grid.shape[1 - i%2]/(r[i%2 + 2] - r[i%2]) for i,v in enumerate(seen)]
+        x0,y0,x1,y1 = map(round, seen)
+        out = np.zeros(size[::-1], np.float32)
+        out[y0:y1,x0:x1] = Image.fromarray(grid).resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC, box)
+        return out
+
     def to_dict(self)->dict: return asdict(self)
 
 def _squash(img, size, method): return img.resize(size, method)
 def _pad(img, size, method): return ImageOps.pad(img, size, method, color=(124, 116, 104))
 _resizes = dict(squash=_squash, crop=ImageOps.fit, pad=_pad)
 
-# %% ../nbs/02b_images.ipynb #cell-021
+# %% ../nbs/02b_images.ipynb #cell-023
 class _Pictures(torch.utils.data.Dataset):
     "What `open` makes of each picture, or the error that it gave; pictures of a batch are opened by threads"
     def __init__(self, open, srcs, threads): self.open,self.srcs,self.threads = open,srcs,threads

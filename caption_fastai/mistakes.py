@@ -120,8 +120,7 @@ class CaptionInterpretation:
 
     def caption(self, i:int)->Caption:
         "The caption of row `i`, with its attention: `caption(i).plot_attention()`"
-        words = self.learn.dls.vocab.words(self.hyps[i].ids)
-        return Caption(self.table.caption[i], words, self.hyps[i].score, self.hyps[i].alphas[:len(words)], self.table.image[i])
+        return Caption.of(self.hyps[i], self.learn.dls.vocab, self.table.image[i], self.learn.dls.pipeline)
 
 def _losses(model, feats, caps):
     "(bs,), mean loss of the words of all captions (bs,k,sl) of a picture"
