@@ -13,6 +13,7 @@ from .shapes import *
 from .captions import *
 from .text import *
 from .images import *
+from .check import *
 from .data import *
 from .encoder import *
 from .features import *
@@ -27,5 +28,9 @@ from .recipes import *
 from .learner import *
 from .captioner import *
 from .interpret import *
+from .attribution import *
+from .mistakes import *
+from .inside import *
 from .grid import *
+from .export import *
 __all__ = [o for o in globals() if not o.startswith('_')]

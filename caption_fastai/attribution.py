@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from .captioner import Caption, Captioner
 from .decoder import Packing
 from .images import open_image
-from .shapes import COLORS, SHAPES, Scene
 from .text import Vocab, cap_lens
 
 # %% ../nbs/14c_attribution.ipynb #cell-007

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import __version__
 from .images import MAX_PIXELS, ImagePipeline
-from .model import CaptionModel, NoEncoder, SYSTEMS, caption_model
+from .model import CaptionModel, Ensemble, NoEncoder, SYSTEMS, caption_model
 from .search import caption_images
 from .text import MAX_VOCAB, SPECIALS, Vocab, load_vocab, save_vocab
 
@@ -146,6 +146,17 @@ def _shapes(build):
         except NotImplementedError:
             with _Counting(): return build().state_dict()
 
+    @classmethod
+    def ensemble(cls,
+        captioners:list # `Captioner`s of the same vocabulary and pipeline, as of several trainings
+    )->'Captioner':
+        "Captioners that choose each word together, see `Ensemble`; ValueError if they do not fit together"
+        first,*others = captioners
+        for o in others:
+            if o.vocab.itos != first.vocab.itos: raise ValueError('captioners: they have different vocabularies')
+            if o.pipeline.to_dict() != first.pipeline.to_dict(): raise ValueError(f'captioners: they see pictures differently, {first.pipeline.to_dict()} and {o.pipeline.to_dict()}')
+        return cls(Ensemble([c.model for c in captioners]).eval(), first.vocab, first.pipeline)
+
 def _half(v):
     "Numbers in 16 bits, where none of them is too large for that"
     h = v.half() if v.is_floating_point() else v
@@ -218,7 +229,7 @@ def _check_weights(fname, shapes):
     if bad := [k for k,v in shapes.items() if found.pop(k, None) != (tuple(v.shape), v.is_floating_point())] or list(found):
         raise ValueError(f'{fname}: these weights are of another model than config.json says ({bad[0][:100]})')
 
-# %% ../nbs/13_captioner.ipynb #cell-021
+# %% ../nbs/13_captioner.ipynb #cell-023
 def _score_table(scores):
     rows = [f'| {k} | {scores[k]:.1f} | {lo:.1f} to {hi:.1f} |' for k,(lo,hi) in scores.get('intervals', {}).items()]
     return '\n'.join(['| measure | score | 95% interval |', '|---|---|---|', *rows, '', f"{scores['n']} pictures. How they were made: `{scores['signature']}`."])
@@ -266,7 +277,7 @@ Captioner.load('folder with these files').caption('photo.jpg')
 - What the captions of its data assume about people (who is a man, who works, who plays) it repeats. Do not let it decide anything about people, nor be the only description for someone who cannot see the picture.
 """
 
-# %% ../nbs/13_captioner.ipynb #cell-024
+# %% ../nbs/13_captioner.ipynb #cell-026
 def _hub():
     try: import huggingface_hub
     except ImportError: raise ImportError('the hub needs huggingface_hub: pip install "caption_fastai[hub]"') from None

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as T
 
 from .captioner import Caption
-from .decoder import AttentionDecoder, targets
+from .decoder import AttentionDecoder, SpatialAttention, targets
 from .images import picture_batches
 from .metrics import bleu, encode_refs, mean_measures
 from .mistakes import KINDS, CaptionInterpretation, word_kind
@@ -348,7 +348,7 @@ def gates(
     "Gates and state after each word; ValueError for a system of another decoder"
     model,vocab = captioner.model,captioner.vocab
     dec = model.decoder
-    if not isinstance(dec, AttentionDecoder): raise ValueError(f'gates: known of show_attend_tell (LSTM or GRU), this is {type(dec).__name__}')
+    if not isinstance(dec, AttentionDecoder): raise ValueError(f'gates: known of show_attend_tell (LSTM or GRU) and spatial_attention, this is {type(dec).__name__}')
     p = next(model.parameters())
     with _inference(model):
         state = model(captioner.pipeline(caption.image)[None].to(p.device, p.dtype))
@@ -357,7 +357,8 @@ def gates(
             x = dec.cell_x(dec.embedding(torch.tensor([word], device=p.device)))
             h = state.rows[0]
             context,_,new = dec.cell(x, state)
-            x,hh = x + dec.cell_z(context),dec.cell_h(h)
+            if not isinstance(dec, SpatialAttention): x = x + dec.cell_z(context)   # whose cell reads words alone
+            hh = dec.cell_h(h)
             rows.append(_gru_gates(x, hh, new) if dec.gru else _lstm_gates(x + hh, new))
             state = new
     return {k: torch.cat([r[k] for r in rows]).cpu() for k in rows[0]}
