@@ -135,17 +135,6 @@ class Captioner:
         if device is None: device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else 'cpu'
         return cls(model.eval().to(device, dtype), vocab, pipeline)
 
-class _Counting(TorchFunctionMode):
-    "Small tensors of numbers in memory, for networks that count their layers with tensors, as RegNet"
-    def __torch_function__(self, func, types, args=(), kwargs=None): return func(*args, **{**(kwargs or {}), **(dict(device='cpu') if func in (torch.arange, torch.tensor) else {})})
-
-def _shapes(build):
-    "Tensors of a model without their memory"
-    with torch.device('meta'):
-        try: return build().state_dict()
-        except NotImplementedError:
-            with _Counting(): return build().state_dict()
-
     @classmethod
     def ensemble(cls,
         captioners:list # `Captioner`s of the same vocabulary and pipeline, as of several trainings
@@ -156,6 +145,17 @@ def _shapes(build):
             if o.vocab.itos != first.vocab.itos: raise ValueError('captioners: they have different vocabularies')
             if o.pipeline.to_dict() != first.pipeline.to_dict(): raise ValueError(f'captioners: they see pictures differently, {first.pipeline.to_dict()} and {o.pipeline.to_dict()}')
         return cls(Ensemble([c.model for c in captioners]).eval(), first.vocab, first.pipeline)
+
+class _Counting(TorchFunctionMode):
+    "Small tensors of numbers in memory, for networks that count their layers with tensors, as RegNet"
+    def __torch_function__(self, func, types, args=(), kwargs=None): return func(*args, **{**(kwargs or {}), **(dict(device='cpu') if func in (torch.arange, torch.tensor) else {})})
+
+def _shapes(build):
+    "Tensors of a model without their memory"
+    with torch.device('meta'):
+        try: return build().state_dict()
+        except NotImplementedError:
+            with _Counting(): return build().state_dict()
 
 def _half(v):
     "Numbers in 16 bits, where none of them is too large for that"
