@@ -64,11 +64,14 @@ def _frame(rows, cols, source, unit='line'):
 def _stop(message): raise ValueError(message)
 
 def _token_rows(file, fault=_stop):
-    rows = []
+    rows,keys = [],{}
     for i,line in _lines(file):
         name,tab,caption = line.partition('\t')
-        if tab: rows.append((i, (re.sub(r'#\d+$', '', name.strip()), caption.strip())))
-        else: fault(f'{file}, line {i}: no tab in {line[:40]!r}; write name.jpg#0, a tab, the caption')
+        key = name.strip()
+        image = re.sub(r'#\d+$', '', key)
+        if not tab: fault(f'{file}, line {i}: no tab in {line[:40]!r}; write name.jpg#0, a tab, the caption')
+        elif image != key and keys.setdefault(key, i) != i: fault(f'{file}, line {i}: {key} is there already, in line {keys[key]}; is the file in here twice?')
+        else: rows.append((i, (image, caption.strip())))
     return _frame(rows, ['image', 'caption'], file)
 
 # %% ../nbs/01_captions.ipynb #cell-017

@@ -102,6 +102,12 @@ def test_empty_caption(folder, tmp_path):
         df = pd.DataFrame({'image': ['0.jpg', '1.jpg'], 'caption': ['a dog', empty]})
         fails(ValueError, lambda: CaptionDataLoaders.from_df(df, folder), 'row 1', 'caption is empty')
 
+def test_references_given_twice(folder, tmp_path):
+    n = add_line(folder, '3.jpg#1\ta dog runs there')
+    parts = tokens(folder), f'line {n}', '3.jpg#1', 'line 8'
+    fails(ValueError, lambda: load_dls(folder), *parts)
+    train_fails(folder, tmp_path, *parts)
+
 def test_two_pictures_of_one_name(folder, tmp_path):
     for d in 'ab':
         (folder/'Images'/d).mkdir(); shutil.copy(folder/'Images'/'0.jpg', folder/'Images'/d/'twice.jpg')
