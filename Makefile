@@ -4,7 +4,7 @@
 .PHONY: help train test long notebook readme clean build/README.md
 .DELETE_ON_ERROR:
 B = .venv/bin
-NB_TEST = MPLBACKEND=Agg $(B)/nbdev_test --path nbs --n_workers 1 --do_print --timing
+NB_TEST = OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/nbdev_test --path nbs --n_workers 2 --do_print --timing
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' Makefile
@@ -19,11 +19,11 @@ test: .venv/.installed build/README.md ## all checks: export and README are up t
 	  { echo "nbdev_export changed $$d: the notebooks are the source, look at the change and commit it" >&2; exit 1; }; done
 	@diff README.md build/README.md || { echo 'README.md is not what nbs/index.ipynb gives: run make readme' >&2; exit 1; }
 	$(NB_TEST)
-	MPLBACKEND=Agg $(B)/python -m pytest tests -m 'not long'
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/python -m pytest tests -n 2 -m 'not long'
 
 long: .venv/.installed ## the tests and the notebook cells that take long
 	$(NB_TEST) --flags slow
-	MPLBACKEND=Agg $(B)/python -m pytest tests -m long
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/python -m pytest tests -n 2 -m long
 
 notebook: .venv/.installed ## open the notebooks in Jupyter
 	$(B)/jupyter-lab --notebook-dir=nbs $$([ "$$(id -u)" != 0 ] || echo --allow-root)
