@@ -4,7 +4,7 @@
 .PHONY: help train test long notebook readme clean build/README.md
 .DELETE_ON_ERROR:
 B = .venv/bin
-NB_TEST = OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/nbdev_test --path nbs --n_workers 2 --do_print --timing
+NB_TEST = OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/nbdev_test --path nbs --n_workers 1 --do_print --timing
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' Makefile
@@ -18,7 +18,7 @@ test: .venv/.installed build/README.md ## all checks: export and README are up t
 	@for d in nbs caption_fastai; do diff -rq -x __pycache__ -x .ipynb_checkpoints build/before/$$d $$d || \
 	  { echo "nbdev_export changed $$d: the notebooks are the source, look at the change and commit it" >&2; exit 1; }; done
 	@diff README.md build/README.md || { echo 'README.md is not what nbs/index.ipynb gives: run make readme' >&2; exit 1; }
-	$(NB_TEST)
+	@$(NB_TEST) --file_re '^20_' & p=$$!; $(NB_TEST) --skip_file_re '^[_.]|^20_'; r=$$?; wait $$p && exit $$r   # the longest one beside the others
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/python -m pytest tests -n 2 -m 'not long'
 
 long: .venv/.installed ## the tests and the notebook cells that take long

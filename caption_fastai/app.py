@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 from fastai.vision.all import Callback, get_image_files, set_seed, valley
 from tqdm import tqdm
 
+from .attribution import pointing_game, pointing_table
 from .captioner import Captioner
 from .captions import read_captions, refs_of
 from .data import CaptionDataLoaders
@@ -139,6 +140,15 @@ class _Report(Callback):
         if not self.scenes: return
         res = score_scenes({Path(k).name:v for k,v in self.learn.hyps.items()}, self.scenes)
         print(f"  right captions {res['ok']:.1%}: no false fact {res['no_false']:.1%}, every object named {res['all_named']:.1%}")
+        self._point()
+
+    def _point(self, n=20): # scenes
+        "Where attention's peak is, if there is attention and a word that speaks of an object"
+        pictures = list(self.learn.dls.refs(self.split))[:n]
+        try: hit = pointing_table(pointing_game(self.learn.captioner(), {p: self.scenes[Path(p).name] for p in pictures}, ['alpha'])).hit
+        except ValueError: return
+        print('  attention has its peak in the box of the object that is spoken of: ' +
+              ', '.join(f"{kind}s {share:.0%} (chance {hit['chance', kind]:.0%})" for kind,share in hit['alpha'].items()))
 
 def _save_figure(fig, fname):
     fig.savefig(fname, dpi=110); plt.close(fig)
