@@ -28,13 +28,15 @@ def _bare(
     if tok.lower() in _suffixes: return tok
     return re.sub(r'^[\W_]+|[\W_]+$', '', tok)
 
+_controls = r'[\x00-\x1f\x7f-\x9f]'   # captions go to terminals
+
 def tokenize(
     text:str, # a caption
     lower:bool=True, # lower-case?
     punct:bool=False # keep punctuation as tokens of their own?
 )->list[str]: # its words
     "Words of `text`: nltk's Treebank tokens, lower-cased, without punctuation"
-    text = text.replace('’', "'")
+    text = re.sub(_controls, ' ', text).replace('’', "'")
     toks = _tokenizer().tokenize(text.lower() if lower else text)
     return toks if punct else [b for b in map(_bare, toks) if b]
 
@@ -119,7 +121,7 @@ def save_vocab(vocab:Vocab, fname):
     "Write `vocab` as JSON"
     Path(fname).write_text(json.dumps(vocab.to_dict(), ensure_ascii=False, indent=0), encoding='utf-8')
 
-def _is_word(w): return isinstance(w, str) and w != '' and not re.search(r'[\x00-\x1f\x7f-\x9f]', w)   # no control characters: captions go to terminals
+def _is_word(w): return isinstance(w, str) and w != '' and not re.search(_controls, w)
 
 MAX_VOCAB = 2**18   # tokens of a vocabulary that is read from a file
 
