@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest, torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from caption_fastai.captioner import Captioner
@@ -152,3 +153,12 @@ def test_sixteen_bits_of_a_captioner_of_usual_size(tmp_path):
     for k,v in model.state_dict().items():
         assert again[k].dtype == v.dtype
         torch.testing.assert_close(again[k], v, rtol=1e-3, atol=1e-6)
+
+def test_captioner_to_start_from(photos):
+    "The captioner in `snapshots` is small, in 16 bits, and captions"
+    folder = Path(__file__).parents[1]/'snapshots'/'flickr8k'
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 25e6
+    with safe_open(folder/'model.safetensors', 'pt') as f: assert {f.get_slice(k).get_dtype() for k in f.keys()} <= {'F16', 'I64'}
+    c = Captioner.load(folder, 'cpu')
+    cap = c.caption(photos[0], beam_sz=5, length_penalty=0.7)
+    assert len(cap.words) > 2 and set(cap.words) <= set(c.vocab.itos) and cap.alphas.shape == (len(cap.words), 49)
