@@ -19,6 +19,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from .captioner import Caption
 from .decoder import Packing, targets
 from .images import open_image
+from .interpret import _lay
 from .metrics import encode_refs, mean_measures
 from .search import caption_images
 from .shapes import read_scenes
@@ -183,9 +184,8 @@ def _draw_maps(axs, img, cap):
     side = math.isqrt(cap.alphas.shape[1])
     if side == 0 or side**2 != cap.alphas.shape[1]: return
     for ax,t in zip(axs, _map_words(cap, len(axs))):
-        ax.imshow(img, extent=(0, img.width, img.height, 0), interpolation='nearest')
-        ax.imshow(cap.alphas[t].reshape(side, side), cmap='gray', alpha=0.65, interpolation='bicubic', extent=(0, img.width, img.height, 0))
-        ax.set(xlim=(0, img.width), ylim=(img.height, 0)); ax.set_title(cap.words[t], fontsize=11)
+        heat = cap.pipeline.on_picture(cap.maps[t]/cap.maps[t].max(), img.size).clip(0, 1)
+        _lay(ax, img, heat, cap.words[t], 11)
 
 # %% ../nbs/14d_mistakes.ipynb #cell-019
 @patch
