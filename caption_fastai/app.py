@@ -70,7 +70,7 @@ def _given(o, options):
     "Options that were given, by the name of the argument they stand for"
     return {options[k]: getattr(o, k) for k in options if getattr(o, k) is not None}
 
-_data_options = {k: k for k in ('size', 'min_freq', 'max_vocab', 'max_len', 'grouped', 'aug', 'num_workers')}
+_data_options = {k: k for k in ('size', 'min_freq', 'max_vocab', 'max_len', 'grouped', 'aug', 'aug_scale', 'num_workers')}
 _learner_options = dict(arch='arch', system='system', emb_sz='emb_sz', attn_sz='attn_sz', n_hid='n_hid', proj_sz='proj_sz', n_layers='n_layers', cell='cell', join='join', dropout='p', lambda_attn='lambda_attn',
                         label_smoothing='label_smoothing', pr_force='pr_force', opt='opt_func', wd='wd', word_vectors='word_vectors')
 
@@ -81,7 +81,7 @@ def _check(o):
             if getattr(o, k) is not None and not ok(getattr(o, k)): raise ValueError(f'--{k} {getattr(o, k)}: expected {expected}')
     check('size min_freq max_vocab max_len emb_sz attn_sz n_hid proj_sz n_layers beam_sz', lambda v: v >= 1, '1 or more')
     check('dropout label_smoothing', lambda v: 0 <= v < 1, '0 or more, and less than 1')
-    check('lr_ratio', lambda v: 0 < v <= 1, 'more than 0, and 1 at most')
+    check('lr_ratio aug_scale', lambda v: 0 < v <= 1, 'more than 0, and 1 at most')
     check('pr_force', lambda v: 0 <= v <= 1, '0 to 1')
     check('length_penalty lambda_attn wd num_workers save_minutes', lambda v: v >= 0, '0 or more')
 
@@ -99,6 +99,7 @@ def _train_parser():
     add('lr_ratio', "the encoder's first layers get this share of the rate", type=float)
     add('bs', 'batch size of each stage, as 16,12')
     add('size', "pixels of a picture's side", type=int)
+    add('aug_scale', 'side of what --aug gives, as a share of --size', type=float)
     add('min_freq', 'words seen less often are unknown', type=int)
     add('max_vocab', 'words at most', type=int)
     add('max_len', 'longer captions are cut', type=int)

@@ -10,7 +10,8 @@ __all__ = ['seeded', 'CaptionItem', 'TensorCaption', 'TensorFeatures', 'EncodeCa
 # %% ../nbs/03_data.ipynb #cell-004
 import random, signal, textwrap, warnings, zlib
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import pandas as pd
 from fastai.vision.all import *
@@ -92,7 +93,9 @@ def says_side(
 class LoadImage(Transform):
     "A picture of an item, or any picture that `open_image` takes, by `pipeline`; augmented in training. Or its features, where `features` has them"
     input_types = (CaptionItem, str, Path, bytes, Image.Image, np.ndarray, Tensor)   # for fastai's `test_dl`
-    def __init__(self, pipeline, aug=None): self.pipeline,self.aug,self.training,self.features = pipeline,aug,False,None
+    def __init__(self, pipeline, aug=None, aug_scale=1.):
+        self.pipeline,self.aug,self.training,self.features = pipeline,aug,False,None
+        self.of_aug = replace(pipeline, size=round(pipeline.size*aug_scale))
     def __getstate__(self): return {**self.__dict__, 'features': None}   # a file of this machine
     def __call__(self, o, split_idx=None, **kwargs):
         self.training = split_idx == 0
@@ -103,11 +106,11 @@ class LoadImage(Transform):
         try:
             if self.features is not None: return TensorFeatures(self.features(o.image))
             if self.aug is None or not self.training: return PILImage(self.pipeline.open(o.image))
-            img = open_image(o.image, self.pipeline.max_pixels, 2*self.pipeline.size)   # `aug` may cut off a part
+            img = open_image(o.image, self.pipeline.max_pixels, 2*self.of_aug.size)   # `aug` may cut off a part
         except (OSError, ValueError) as e:
             warnings.warn(f'left out: {e}')
             raise SkipItemException()
-        return PILImage(self.pipeline.open(self.aug(img, o.mirror)))
+        return PILImage(self.of_aug.open(self.aug(img, o.mirror)))
 
 class FeaturesToFloat(Transform):
     "Features are kept in 16 bits"
@@ -233,6 +236,7 @@ class CaptionDataLoaders(DataLoaders):
         resize:str='squash', # see `ImagePipeline`
         stats:tuple=IMAGENET, # mean and standard deviation of the channels
         aug=None, # an `Augment`, or True for the default one
+        aug_scale:float=1., # a side of what `aug` gives, as a share of `size`
         batch_tfms=None, # more fastai batch transforms
         grouped:bool=False, # is an item a picture with all its captions, which then share one pass of the encoder, or with one of them?
         bs:int=32, val_bs:int=None, # items of a batch, `val_bs` by default 2*bs
@@ -247,7 +251,7 @@ class CaptionDataLoaders(DataLoaders):
         if len(splits[0]) == 0: raise ValueError('captions: there is no training split, so nothing to train on; to score a trained model use evaluate')
         if vocab is None: vocab = build_vocab(captions.caption[splits[0]], min_freq, max_vocab)
         parts = [_items(captions.loc[s], vocab, max_len, grouped) for s in splits]
-        load = LoadImage(pipeline, Augment() if aug is True else aug or None)
+        load = LoadImage(pipeline, Augment() if aug is True else aug or None, aug_scale)
         train,valid = _readable_first(parts[0][0], load),parts[1][0]
         lens = [list(map(_length, part)) for part in (train, valid)]
         dls = _datasets(train, valid, load, vocab).dataloaders(
@@ -303,7 +307,7 @@ class CaptionDataLoaders(DataLoaders):
         features # gives features of a picture by its path, as a `FeatureCache`
     )->'CaptionDataLoaders':
         "The same data with features in use in place of pictures, see `use_features`"
-        load = LoadImage(self.pipeline, self.load.aug)
+        load = copy(self.load)   # without features
         dsets = _datasets(self.train_ds.items, self.valid_ds.items, load, self.vocab)
         res = self._of(*(dl.new(dsets.subset(i), val_res=dl.res) for i,dl in enumerate(self.loaders)))
         res.load,res.features = load,features
