@@ -161,4 +161,4 @@ def test_captioner_to_start_from(photos):
     with safe_open(folder/'model.safetensors', 'pt') as f: assert {f.get_slice(k).get_dtype() for k in f.keys()} <= {'F16', 'I64'}
     c = Captioner.load(folder, 'cpu')
     cap = c.caption(photos[0], beam_sz=5, length_penalty=0.7)
-    assert len(cap.words) > 2 and set(cap.words) <= set(c.vocab.itos) and cap.alphas.shape == (len(cap.words), 49)
+    assert len(cap.words) > 2 and set(cap.words) <= set(c.vocab.itos) and cap.alphas.shape == (len(cap.words), 64)
