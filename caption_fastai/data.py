@@ -328,11 +328,11 @@ class CaptionDataLoaders(DataLoaders):
         fig,axs = plt.subplots(1, 2, figsize=(11, 3.4), sharey=True, layout='constrained')
         for ax,name,order in zip(axs, ('sortish', 'without order'), (idxs, anyhow)):
             lens = [_lens([self.train_ds.items[i] for i in b]) for b in chunked(order, bs)]
-            longest,words = [l.max() for l in lens],[l.mean() for l in lens]
+            longest,filled = [l.max() for l in lens],[l.mean() for l in lens]
             pads = 1 - sum(l.sum() for l in lens)/sum(l.size*l.max() for l in lens)
             x = np.arange(len(lens[:n]))
             ax.bar(x, longest[:n], 1, color='#dddddd', label='padding')
-            ax.bar(x, words[:n], 1, color='#56b4e9', label='tokens')
+            ax.bar(x, filled[:n], 1, color='#56b4e9', label='tokens')
             ax.plot(*zip(*[(i, l) for i,b in enumerate(lens[:n]) for l in np.unique(b[b > 0])]), '.', ms=3, color='black', label='length of a caption')
             ax.set(title=f'{name}: {pads:.1%} padding', xlabel='batch', xlim=(-0.5, len(x) - 0.5))
         axs[0].set_ylabel('tokens a caption'); fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right upper')

@@ -145,7 +145,8 @@ def plot_training(self:CaptionLearner)->plt.Figure:
         draw(ax, h, t); ax.set_ylabel(label)
         for start,_ in list(_spans(t).values())[1:]: ax.axvline(start, ls='--', color='grey', lw=1)
     for s,(a,b) in _spans(t).items():
-        name = f'stage {s}' if b - a > 0.1*len(h.losses) else s   # only the number fits
+        share = (b - a)/len(h.losses)
+        name = f'stage {s}' if share > 0.1 else s if share > 0.02 else ''   # what fits
         axs[0].annotate(name, (a, 1), xycoords=('data', 'axes fraction'), xytext=(0, 4), textcoords='offset points', color='grey')
     axs[-1].set_xlabel('batches'); fig.align_ylabels()
     return fig
