@@ -116,7 +116,7 @@ def _draw_loss(ax, h, t):
 def _draw_bleu(ax, h, t): ax.plot(t.batches, t.bleu4.astype(float), 'o-', color='tab:green'); ax.set_ylim(0)
 
 def _draw_rate(ax, h, t):
-    "The last thousandth of a cycle is left out, else nothing could be seen of the rest"
+    "Down to a fortieth of the lowest peak: the end of a cycle lies far below"
     ax.plot(h.lrs, color='tab:purple'); ax.set_yscale('log')
     peaks = [max(h.lrs[a:b]) for a,b in _spans(t).values()]
     ax.set_ylim(min(peaks)/40, 1.5*max(h.lrs))
@@ -257,10 +257,10 @@ def plot_beam_tree(
     fig = plt.figure(figsize=(w, height := top + len(pages)*(h + 0.2) + bottom))
     fig.suptitle(title, y=1 - 0.1/height, va='top', fontsize=13)
     for i,(a,b) in enumerate(pages):
-        ax = fig.add_axes((0, 1 - (top + h + i*(h + 0.2))/height, 1, h/height), xlim=(lefts[a], lefts[a] + w), ylim=(h, 0)); ax.axis('off')
+        ax = fig.add_axes((0, 1 - (top + h + i*(h + 0.2))/height, 1, h/height)); ax.axis('off')
         if i == 0: ax.imshow(img, extent=(0.1, pic_w, pic_w*img.height/img.width, 0.1), aspect='auto')
         _draw_nodes(ax, columns, lefts, widths, a, b, row, gap)
-        ax.set(xlim=(lefts[a], lefts[a] + w), ylim=(h, 0))   # a picture sets its own
+        ax.set(xlim=(lefts[a], lefts[a] + w), ylim=(h, 0))
     fig.legend(handles=[Line2D([], [], label=k, **v) for k,v in _fates.items() if any(n.fate == k for n in nodes)], loc='lower center', ncols=4, frameon=False)
     return fig
 
