@@ -72,7 +72,7 @@ def test_lines_of_a_tree_do_not_cross():
             ups = [n.up.y if n.up else 0 for n in col]
             assert ups == sorted(ups) and all(b.y - a.y >= 1 for a,b in zip(col, col[1:])) and col[-1].y < n_rows <= beam_sz + 3
 
-@pytest.mark.parametrize('n_words,beam_sz', [(1, 5), (5, 2), (15, 5), (30, 3)])
+@pytest.mark.parametrize('n_words,beam_sz', [(1, 5), (5, 2), pytest.param(15, 5, marks=pytest.mark.long), (30, 3)])
 def test_a_tree_can_be_read(n_words, beam_sz):
     fig = plot_beam_tree(babbler(-99.), grey(), beam_sz, max_len=n_words)
     check_texts(fig)
@@ -160,7 +160,7 @@ def test_parameters_of_stages_are_those_that_train(few, more, kw):
         assert learn.parameter_table()['train now'].tolist() == trained.tolist()
     fails(ValueError, lambda: learn.parameter_table([Stage(1, only=('rnm',))]), "no part 'rnm'")
 
-@pytest.mark.parametrize('system,grouped', [('show_attend_tell', True), ('show_attend_tell', False), ('show_and_tell', True), ('merge_bidirectional', False)])
+@pytest.mark.parametrize('system,grouped', [('show_attend_tell', True), ('show_and_tell', True), ('merge_bidirectional', False)])
 def test_summary_of_pictures_and_of_features(few, system, grouped, tmp_path):
     data = few if grouped else CaptionDataLoaders.from_captions(few.captions, min_freq=1, size=96, bs=30, num_workers=0)
     learn = learner(data, system=system, path=tmp_path)
@@ -175,7 +175,7 @@ def test_summary_of_pictures_and_of_features(few, system, grouped, tmp_path):
     alone = learner(learn.dls, 'features', system=system, path=tmp_path)
     assert alone.parameter_table()['parameters'].tolist() == [0, 0, decoder, decoder] and 'Embedding' in alone.summary()
 
-@pytest.mark.parametrize('grouped,bs', [(True, 3), (False, 5), (False, 1000)])
+@pytest.mark.parametrize('grouped,bs', [(True, 3), pytest.param(False, 5, marks=pytest.mark.long), (False, 1000)])
 def test_padding_is_that_of_the_batches(few, grouped, bs):
     dls = CaptionDataLoaders.from_captions(few.captions, min_freq=1, size=32, grouped=grouped, bs=bs, num_workers=0)
     fig = dls.plot_padding(10)
