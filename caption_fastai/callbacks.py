@@ -33,7 +33,7 @@ class CaptionLoss:
 # %% ../nbs/11_callbacks.ipynb #cell-010
 class TeacherForcing(Callback):
     "Give the model the true captions; in training only with probability `pr_force` for each word"
-    order = -5
+    order,alphas = -5,None
     def __init__(self,
         pr_force=1., # a number, or a function from 0..1 (the share of training done) to a number, as `SchedLin(1, 0.75)`
         max_len:int=30 # words at most where the model runs free

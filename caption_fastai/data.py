@@ -197,6 +197,11 @@ def _length(item):
     "Length of an item's caption, or the median of its captions, by which batches are sorted"
     return sorted(map(len, item.ids))[len(item.ids)//2] if isinstance(item.ids[0], tuple) else len(item.ids)
 
+def _lens(items):
+    "Lengths (bs,k) of the captions of a batch, 0 where a picture has fewer than k of them"
+    lens = [[len(i) for i in (o.ids if isinstance(o.ids[0], tuple) else [o.ids])] for o in items]
+    return np.array([l + [0]*(max(map(len, lens)) - len(l)) for l in lens])
+
 def _readable_first(items, load):
     "`items` with one to begin with whose picture can be read, from which fastai learns the types"
     for i,o in enumerate(items):
@@ -317,6 +322,25 @@ class CaptionDataLoaders(DataLoaders):
     def refs(self, split:str='valid')->dict: # path to captions as they stand in the files
         "All captions of each picture of a split"
         return refs_of(self.captions, split_name(split))
+
+    def plot_padding(self,
+        n:int=60 # batches to show, the first ones
+    )->plt.Figure:
+        "Captions and padding in the training batches of this epoch, and in batches of the same captions without any order"
+        bs,idxs = self.train.bs,self.train.get_idxs()
+        with seeded(self.train.seed): anyhow = random.sample(idxs, len(idxs))
+        fig,axs = plt.subplots(1, 2, figsize=(11, 3.4), sharey=True, layout='constrained')
+        for ax,name,order in zip(axs, ('sortish', 'without order'), (idxs, anyhow)):
+            lens = [_lens([self.train_ds.items[i] for i in b]) for b in chunked(order, bs)]
+            longest,filled = [l.max() for l in lens],[l.mean() for l in lens]
+            pads = 1 - sum(l.sum() for l in lens)/sum(l.size*l.max() for l in lens)
+            x = np.arange(len(lens[:n]))
+            ax.bar(x, longest[:n], 1, color='#dddddd', label='padding')
+            ax.bar(x, filled[:n], 1, color='#56b4e9', label='tokens')
+            ax.plot(*zip(*[(i, l) for i,b in enumerate(lens[:n]) for l in np.unique(b[b > 0])]), '.', ms=3, color='black', label='length of a caption')
+            ax.set(title=f'{name}: {pads:.1%} padding', xlabel='batch', xlim=(-0.5, len(x) - 0.5))
+        axs[0].set_ylabel('tokens a caption'); fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right upper')
+        return fig
 
     def summary(self)->pd.DataFrame:
         "Images and captions of each split; prints the size of the vocabulary and what was noted while reading"

@@ -26,9 +26,9 @@ from .text import read_vectors, vocab_vectors
 
 # %% ../nbs/12_learner.ipynb #cell-007
 class History(Callback):
-    "The epochs of all fits as rows (`rows`), and the training loss of each batch (`losses`)"
+    "The epochs of all fits as rows (`rows`), and of each training batch the loss (`losses`), the decoder's rate (`lrs`) and the probability of teacher forcing (`prs`)"
     order = 55
-    def __init__(self, fname=None): self.fname,self.rows,self.losses,self.lrs,self.stage = fname,[],[],[],0
+    def __init__(self, fname=None): self.fname,self.rows,self.losses,self.lrs,self.prs,self.stage = fname,[],[],[],[],0
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
         self.new,self.trains = True,False
@@ -37,7 +37,7 @@ class History(Callback):
         self.new,self.trains = False,True
     def after_batch(self):
         if not self.training: return
-        self.losses.append(self.loss.detach()); self.lrs.append(self.opt.hypers[-1]['lr'])
+        self.losses.append(self.loss.detach()); self.lrs.append(self.opt.hypers[-1]['lr']); self.prs.append(self.model.decoder.pr_force)
     def after_epoch(self):
         if not self.trains: return
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
@@ -76,7 +76,7 @@ class SeedBatches(Callback):
 
 class SaveProgress(Callback):
     "In `fit_stages`, write after each epoch and every `minutes` all that is needed to go on from there; stop at Ctrl-C and where the loss is no number"
-    order,_keys = 65,('rows', 'losses', 'lrs', 'stage')   # after `SaveModelCallback`
+    order,_keys = 65,('rows', 'losses', 'lrs', 'prs', 'stage')   # after `SaveModelCallback`
     def __init__(self, folder, stages, best=None, minutes=10.):
         self.folder,self.stages,self.best,self.minutes = folder,[repr(s) for s in stages],best,minutes
         self.at,self.found,self.stop = 0,None,False
@@ -174,6 +174,8 @@ class SaveProgress(Callback):
         finally: signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/12_learner.ipynb #cell-011
+def _n_frozen(stage): return -1 if stage.freeze is True else int(stage.freeze)   # for `freeze_to`
+
 class CaptionLearner(Learner):
     "A fastai `Learner` of a `CaptionModel`"
     first_epoch,stages,train_vectors = 0,None,True
@@ -199,9 +201,17 @@ class CaptionLearner(Learner):
     def freeze_to(self, n):
         "As fastai's, and what is frozen forgets its gradients: Adam would go on moving it by those of an earlier stage"
         super().freeze_to(n)
-        if not self.train_vectors: self.model.decoder.embedding.requires_grad_(False)
-        self._forget_grads()
+        self._freeze_parts()
         self.choose_input()
+
+    def _fixed(self, only=None):
+        "Parameters of the decoder that no stage trains, or none that trains `only` these parts"
+        parts = [part for name,part in self.model.decoder.named_children() if name == 'embedding' and not self.train_vectors or only and name not in only]
+        return [p for part in parts for p in part.parameters()]
+
+    def _freeze_parts(self, only=None):
+        for p in self._fixed(only): p.requires_grad_(False)
+        self._forget_grads()
 
     def _forget_grads(self):
         for p in self.model.parameters():
@@ -293,15 +303,34 @@ class CaptionLearner(Learner):
         if lost := [n for n in s.only or () if n not in parts]: raise ValueError(f"Stage(only=...): {system} has no part '{lost[0]}', it has {', '.join(parts)}")
 
     def _begin_stage(self, s):
-        self.freeze_to(-1 if s.freeze is True else int(s.freeze))
+        self.freeze_to(_n_frozen(s))
         if s.bs: self.dls = self.dls.with_bs(s.bs)
         self._blind(s.blind)
-        for name,part in self.model.decoder.named_children():
-            if s.only and name not in s.only: part.requires_grad_(False)
-        self._forget_grads()
+        self._freeze_parts(s.only)
 
     def _blind(self, on):
         if self.model.decoder.blind is not None: self.model.decoder.blind = on
+
+    def parameter_table(self,
+        stages:list[Stage]=None # by default those of the recipe
+    )->pd.DataFrame:
+        "How many parameters each group has, and how many of them each stage trains; without stages, how many train now"
+        groups,stages = [list(g) for g in caption_splitter(self.model)],stages or self.stages or []
+        for s in stages: self._check_stage(s)
+        def count(kept): return [sum(p.numel() for p in g if kept(p)) for g in groups]
+        def trained(s):
+            on = {id(p) for g in groups[_n_frozen(s):] for p in g} - {id(p) for p in self._fixed(s.only)}
+            return count(lambda p: id(p) in on)
+        cols = {f'stage {i}': trained(s) for i,s in enumerate(stages, 1)} or {'train now': count(lambda p: p.requires_grad)}
+        t = pd.DataFrame({'parameters': count(lambda p: True), **cols}, index=['encoder early', 'encoder late', 'decoder'])
+        t.loc['all'] = t.sum()
+        return t
+
+    def summary(self):
+        "fastai's, of a picture that is captioned word by word, with `parameter_table` in place of its totals, which leave out LSTMs and what is not called as a layer"
+        t = self.parameter_table()
+        layers = re.sub(r'Total params.*?\n\n', '', super().summary(), flags=re.S)
+        return PrettyString(f"{layers}\n\n{t.to_string(formatters=['{:,}'.format]*t.shape[1])}")
 
     def captioner(self):
         "The model with its vocabulary and image pipeline, to keep and to use (see `13_captioner`)"

@@ -53,7 +53,7 @@ def greedy_search(
     return [Hypothesis(ids, sum(lps), torch.stack(als), lps) for ids,lps,als in found]
 
 # %% ../nbs/09_search.ipynb #cell-010
-def _extend(logp, score, lens, ended, length_penalty):
+def _extend(logp, score, lens, ended, length_penalty, watch=None):
     "Best k continuations (bs,k): score, their length, the hypothesis they continue, word"
     bs,k,K = logp.shape
     stay = torch.full_like(logp[0,0], -torch.inf); stay[Vocab.pad_idx] = 0.
@@ -62,8 +62,9 @@ def _extend(logp, score, lens, ended, length_penalty):
     rank = total / lens.unsqueeze(-1)**length_penalty
     rank[..., Vocab.pad_idx].masked_fill_(ended, torch.inf)   # what has ended keeps its place
     best = rank.flatten(1).topk(k).indices
-    parent = best//K
-    return total.flatten(1).gather(1, best), lens.gather(1, parent), parent, best%K
+    parent,tok = best//K,best%K
+    if watch is not None: watch(rank, parent, tok)
+    return total.flatten(1).gather(1, best), lens.gather(1, parent), parent, tok
 
 def _done(score, lens, ended, n_best, max_len, length_penalty):
     "Images (bs,) of which nothing that still runs can come among the best `n_best` any more"
@@ -87,7 +88,8 @@ def beam_search(
     beam_sz:int=3, # hypotheses an image
     max_len:int=30, # words at most; what has not ended by then competes as it is
     length_penalty:float=0., # compare by score/length**length_penalty
-    n_best:int=1 # captions an image, the best first
+    n_best:int=1, # captions an image, the best first
+    watch=None # called at each step, see below
 )->list[list[Hypothesis]]: # for each image
     "Captions of high probability by beam search; ValueError names an argument out of range"
     bs,dev,k = len(state.image[0]),state.image[0].device,beam_sz
@@ -107,7 +109,7 @@ def beam_search(
     for t in range(max_len):
         if t: logits,state,alpha = step(tok.flatten(), state)
         logp = _log_probs(logits, t).unflatten(0, (-1, k))
-        before,(score,lens,parent,tok) = score,_extend(logp, score, lens, ended, length_penalty)
+        before,(score,lens,parent,tok) = score,_extend(logp, score, lens, ended, length_penalty, watch)
         ended = ended.gather(1, parent) | (tok == Vocab.eos_idx)
         toks[t,live],parents[t,live],alphas[t,live],logps[t,live] = tok,parent,alpha.unflatten(0, (-1, k)),score - before.gather(1, parent)
         n_steps[live],final[live] = t+1,score/lens**length_penalty
@@ -124,7 +126,7 @@ def beam_search(
               if s != -torch.inf][:n_best] for i in range(bs)]
     return [[Hypothesis(ids, s, als, lps) for s,ids,als,lps in hyps] for hyps in found]
 
-# %% ../nbs/09_search.ipynb #cell-022
+# %% ../nbs/09_search.ipynb #cell-024
 @torch.no_grad()
 def sample_captions(
     step, # a decoder's `step`
@@ -145,18 +147,18 @@ def sample_captions(
         if ended.all(): break
     return torch.stack(caps, 1).unflatten(0, (-1, k))
 
-# %% ../nbs/09_search.ipynb #cell-026
+# %% ../nbs/09_search.ipynb #cell-028
 def search(
     decoder, # has `step`
     state:State, # from the model or `init_state`, one row an image
     beam_sz:int=1, # 1 is greedy
-    max_len:int=30, length_penalty:float=0., n_best:int=1 # see `beam_search`
+    max_len:int=30, length_penalty:float=0., n_best:int=1, watch=None # see `beam_search`
 )->list[list[Hypothesis]]: # for each image its best captions
     "Greedy or beam search"
-    if beam_sz == n_best == 1 and not length_penalty: return [[h] for h in greedy_search(decoder.step, state, max_len)]
-    return beam_search(decoder.step, state, beam_sz, max_len, length_penalty, n_best)
+    if beam_sz == n_best == 1 and not length_penalty and watch is None: return [[h] for h in greedy_search(decoder.step, state, max_len)]
+    return beam_search(decoder.step, state, beam_sz, max_len, length_penalty, n_best, watch)
 
-# %% ../nbs/09_search.ipynb #cell-029
+# %% ../nbs/09_search.ipynb #cell-031
 @torch.no_grad()
 def caption_images(
     model, # `CaptionModel`
@@ -165,7 +167,7 @@ def caption_images(
     bs:int=64, # pictures searched at once
     num_workers:int=0, # processes that open pictures
     also=None, # called with the numbers and features of each batch
-    **kwargs # for `search`: beam_sz, max_len, length_penalty, n_best
+    **kwargs # for `search`: beam_sz, max_len, length_penalty, n_best, watch
 ): # yields (number of the picture, its captions as a list of `Hypothesis`, or the error that it gave)
     "Captions of pictures, in evaluation mode, in their order but for those that cannot be read"
     was_training,p = model.training,next(model.parameters())

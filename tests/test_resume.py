@@ -36,7 +36,9 @@ def run(scenes, path, stages=STAGES, cbs=(), resume=False, save_minutes=10.):
         learn.fit_stages(stages, [EarlyStoppingCallback('bleu4', patience=9), *cbs], resume, save_minutes)
     return learn
 
-def result(learn): return learn.history.table.drop(columns='time').to_dict(), list(map(float, learn.history.losses)), tensors(learn.model)
+def result(learn):
+    h = learn.history
+    return h.table.drop(columns='time').to_dict(), [*map(float, h.losses), *h.lrs, *h.prs], tensors(learn.model)
 
 def same(a, b):
     assert a[:2] == b[:2]
