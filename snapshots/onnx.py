@@ -16,7 +16,7 @@ from caption_fastai.captions import read_captions, refs_of
 from caption_fastai.export import export_onnx
 from caption_fastai.metrics import score_captions
 
-SEARCHES = dict(beam_sz=1), dict(beam_sz=3), dict(beam_sz=5, length_penalty=0.7)
+SEARCHES = dict(beam_sz=3, length_penalty=0.), dict(beam_sz=5, length_penalty=0.7)
 
 
 def by_torch(captioner): return lambda pictures, **kw: [(c.text, c.score) for c in captioner.caption(pictures, bs=16, **kw)]
@@ -54,14 +54,21 @@ def measure(folder, data, n, tmp):
             pairs = [(abs(a[1] - b[1]), a[0] == b[0]) for a,b in zip(said['torch'], mine)]
             scores = score_captions({p: text for p,(text,_) in zip(refs, mine)}, refs, measures=('bleu', 'cider'))
             low,high = scores['intervals']['bleu4']
-            yield dict(**{'length_penalty': 0., **kw}, program=name, mb=mb[name], pictures=len(pairs), equal=sum(same for _,same in pairs), ties=sum(d < 1e-4 and not same for d,same in pairs),
+            yield dict(**kw, program=name, mb=mb[name], pictures=len(pairs), equal=sum(same for _,same in pairs), ties=sum(d < 1e-4 and not same for d,same in pairs),
                        score_difference=max((d for d,same in pairs if same), default=0.), ms=1e3*seconds[name]/len(pairs), times_torch=seconds['torch']/seconds[name],
                        bleu4=scores['bleu4'], bleu4_low=low, bleu4_high=high, cider=scores['cider'])
         for p,a,b in zip(refs, said['torch'], said['onnx 32']):
             if a[0] != b[0]: print(f'{kw} {Path(p).name}:\n  torch {a}\n  onnx  {b}', flush=True)
 
 
+def write(rows):
+    digits = {**dict.fromkeys(('mb', 'ms', 'bleu4', 'bleu4_low', 'bleu4_high', 'cider'), 1), 'times_torch': 2, 'score_difference': 6}
+    pd.DataFrame(rows).round(digits).to_csv(Path(__file__).parent/'onnx.csv', index=False)
+
+
 if __name__ == '__main__':
-    with TemporaryDirectory() as tmp: table = pd.DataFrame(measure(*sys.argv[1:3], int(sys.argv[3]), tmp))
-    table = table[['beam_sz', 'length_penalty', *[c for c in table if c not in ('beam_sz', 'length_penalty')]]]
-    table.round({**dict.fromkeys(('mb', 'ms', 'bleu4', 'bleu4_low', 'bleu4_high', 'cider'), 1), 'times_torch': 2, 'score_difference': 6}).to_csv(Path(__file__).parent/'onnx.csv', index=False)
+    rows = []
+    with TemporaryDirectory() as tmp:
+        for row in measure(*sys.argv[1:3], int(sys.argv[3]), tmp):
+            rows.append(row)
+            write(rows)   # it can be stopped
