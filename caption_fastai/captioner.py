@@ -65,6 +65,11 @@ class Captioner:
         if isinstance(learn.model.encoder, NoEncoder): raise ValueError('this learner has features and no encoder; call learn.add_encoder() first')
         return cls(learn.model, learn.dls.vocab, learn.dls.pipeline)
 
+    def data_args(self)->dict: # start, size, resize, stats
+        "What it asks of the pictures and captions that it is to learn from: `CaptionDataLoaders.from_csv(file, **captioner.data_args())`"
+        p = self.pipeline
+        return dict(start=self.vocab, size=p.size, resize=p.resize, stats=(p.mean, p.std))
+
     def stream(self,
         pictures:list, # all that `open_image` takes
         beam_sz:int=3, # hypotheses an image, 1 is greedy
@@ -133,7 +138,10 @@ class Captioner:
         model.load_state_dict(load_file(weights_file))
         model.config['weights'] = config['model']['weights']
         if device is None: device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else 'cpu'
-        return cls(model.eval().to(device, dtype), vocab, pipeline)
+        model = model.eval().to(device, dtype)
+        if bad := [k for k,v in model.state_dict().items() if not v.isfinite().all()]:
+            raise ValueError(f'{weights_file}: {bad[0]} has values that are no finite numbers in {dtype}, with which captions would mean nothing')
+        return cls(model, vocab, pipeline)
 
     @classmethod
     def ensemble(cls,
@@ -186,14 +194,17 @@ _FIELDS = dict(
         size=('8 to 4096', lambda v: _whole(v, 8, 4096)), resize=('a name', _name),
         mean=('three numbers from -10 to 10', lambda v: isinstance(v, list) and len(v) == 3 and all(_number(o, -10, 10) for o in v)),
         std=('three numbers from 0.001 to 10', lambda v: isinstance(v, list) and len(v) == 3 and all(_number(o, 0.001, 10) for o in v)),
-        max_pixels=(f'1 to {2*MAX_PIXELS}', lambda v: _whole(v, 1, 2*MAX_PIXELS))))   # PIL itself refuses more
+        max_pixels=(f'1 to {2*MAX_PIXELS}', lambda v: _whole(v, 1, 2*MAX_PIXELS), MAX_PIXELS)))   # PIL itself refuses more
 
 _ARGS = {int: ('1 to 8192', lambda v: _whole(v, 1, 8192)), float: ('0 to 1', lambda v: _number(v, 0, 1)), bool: ('true or false', lambda v: type(v) is bool), str: ('a name', _name)}
 
 def _check_fields(part, got, fields):
-    if not isinstance(got, dict) or set(got) != set(fields): raise ValueError(f"{part}: expected the fields {', '.join(fields)}")
-    for k,(expected,ok) in fields.items():
+    "The fields of a part, those that are not there with their defaults"
+    defaults = {k: d for k,(_,_,*default) in fields.items() for d in default}
+    if not isinstance(got, dict) or set(got := {**defaults, **got}) != set(fields): raise ValueError(f"{part}: expected the fields {', '.join(fields)}")
+    for k,(expected,ok,*_) in fields.items():
         if not ok(got[k]): raise ValueError(f'{part}.{k}: expected {expected}')
+    return got
 
 def _check_model(model):
     "Fields of every model, and those that its system has besides"
@@ -204,19 +215,19 @@ def _check_model(model):
         if k not in known: raise ValueError(f'model: {system} has no such argument as {k[:50]!r}')
         expected,ok = _ARGS.get(known[k].annotation, ('a name, a number up to 8192, true, false', lambda v: any(ok(v) for _,ok in _ARGS.values())))
         fields[k] = (expected + ' or null', lambda v, ok=ok: v is None or ok(v)) if known[k].default is None else (expected, ok)
-    _check_fields('model', model, fields)
+    return _check_fields('model', model, fields)
 
 def _read_config(fname):
     "The configuration, every field checked; ValueError tells which one is wrong"
     if (size := fname.stat().st_size) > 2**16: raise ValueError(f'{fname}: has {size} bytes, a configuration has no more than {2**16}')
     try: config = json.loads(fname.read_text(encoding='utf-8'))
     except (ValueError, RecursionError): config = None
-    if not isinstance(config, dict) or config.get('format') != _FORMAT: raise ValueError(f'{fname}: not the configuration of a captioner, or damaged')
-    try:
-        _check_model(config.get('model'))
-        _check_fields('pipeline', config.get('pipeline'), _FIELDS['pipeline'])
+    found = str(config.get('format')) if isinstance(config, dict) else ''
+    if re.fullmatch(_FORMAT.rpartition(' ')[0] + r' \d{1,6}', found) and found != _FORMAT:
+        raise ValueError(f'{fname}: has the format {found!r}, this version {__version__} reads {_FORMAT!r}; a newer one is needed: pip install -U caption_fastai')
+    if found != _FORMAT: raise ValueError(f'{fname}: not the configuration of a captioner, or damaged')
+    try: return {**config, 'model': _check_model(config.get('model')), 'pipeline': _check_fields('pipeline', config.get('pipeline'), _FIELDS['pipeline'])}
     except ValueError as e: raise ValueError(f'{fname}: {e}') from None
-    return config
 
 def _check_weights(fname, shapes):
     "ValueError if the file is not one of safetensors, or its tensors are not those of a model; nothing but its header is read"

@@ -234,6 +234,7 @@ class CaptionDataLoaders(DataLoaders):
         captions:pd.DataFrame, # table with columns image, caption, split (see `caption_fastai.captions`)
         path='.', # where the learner puts its files
         vocab:Vocab=None, # by default counted on the training split
+        start:Vocab=None, # words that come first when it is counted, see `build_vocab`
         min_freq:int=5, # words seen less often are `UNK`
         max_vocab:int=60000, # words at most
         max_len:int=50, # longer captions are cut
@@ -254,7 +255,7 @@ class CaptionDataLoaders(DataLoaders):
         captions = _without_faults(captions, pipeline.max_pixels)
         splits = [captions.index[captions.split == s] for s in ('train', 'valid')]
         if len(splits[0]) == 0: raise ValueError('captions: there is no training split, so nothing to train on; to score a trained model use evaluate')
-        if vocab is None: vocab = build_vocab(captions.caption[splits[0]], min_freq, max_vocab)
+        if vocab is None: vocab = build_vocab(captions.caption[splits[0]], min_freq, max_vocab, start)
         parts = [_items(captions.loc[s], vocab, max_len, grouped) for s in splits]
         load = LoadImage(pipeline, Augment() if aug is True else aug or None, aug_scale)
         train,valid = _readable_first(parts[0][0], load),parts[1][0]

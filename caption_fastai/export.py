@@ -95,7 +95,7 @@ def export_onnx(
     (out/'caption_onnx.py').write_text(code, encoding='utf-8')
     return out
 
-# %% ../nbs/16_export.ipynb #cell-018
+# %% ../nbs/16_export.ipynb #cell-019
 def caption_export(
     argv=None # arguments, by default those of the command line
 ):

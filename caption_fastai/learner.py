@@ -8,6 +8,8 @@ __all__ = ['OPTS', 'History', 'SeedBatches', 'SaveProgress', 'CaptionLearner', '
 # %% ../nbs/12_learner.ipynb #cell-004
 import io, os, shutil, signal, threading, time, zlib
 from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import replace
 from functools import wraps
 from hashlib import blake2b
 
@@ -369,6 +371,38 @@ def _check_input(dls, arch):
         raise ValueError(f"arch='{name}': wants pictures of {want['size']} pixels normalised by {want['stats']}, these DataLoaders have {dls.pipeline.mean, dls.pipeline.std}; "
                          f"make them with **encoder_input('{name}')")
 
+def _new_model(dls, arch, weights, word_vectors, kwargs):
+    if arch == 'features': arch = _features_only(dls)
+    elif weights is not None and not isinstance(arch, nn.Module): _check_input(dls, arch)
+    model = caption_model(len(dls.vocab), arch, weights, **kwargs)
+    if word_vectors is not None: _start_embedding(model, dls.vocab, word_vectors)
+    return model
+
+def _grown(captioner, vocab):
+    "A copy of a captioner's model for the words of `vocab`; what new words begin with are random numbers of the old words' mean and spread"
+    old,model = captioner.vocab.itos,deepcopy(captioner.model).float().cpu()
+    res,state = caption_model(**{**model.config, 'vocab_sz': len(vocab), 'arch': model.encoder}),model.state_dict()
+    res.config['weights'] = model.config['weights']
+    if grows := [k for k,v in res.state_dict().items() if v.shape != state[k].shape]:   # word vectors and scores
+        rows = torch.cat([state[k].reshape(len(old), -1) for k in grows], 1)
+        new = vocab_vectors(vocab, dict(zip(old, rows)), verbose=False)[len(old):]
+        for k,n in zip(grows, new.split([state[k][0].numel() for k in grows], 1)): state[k] = torch.cat([state[k], n.reshape(-1, *state[k].shape[1:])])
+    res.load_state_dict(state)
+    return res
+
+def _go_on(dls, captioner, given):
+    "The model of a captioner, with the new words of `dls`; ValueError if these have other pictures, words or features, or if an argument is of a new model"
+    if given: raise ValueError(f'{given[0]}: a captioner brings its own model, leave this argument out')
+    words,how = captioner.vocab.itos,'make the DataLoaders with **captioner.data_args()'
+    theirs,mine = (replace(p, max_pixels=captioner.pipeline.max_pixels) for p in (captioner.pipeline, dls.pipeline))
+    if mine != theirs: raise ValueError(f'arch: the captioner sees pictures by {theirs}, these DataLoaders by {mine}; {how}')
+    if (dls.vocab.itos[:len(words)], dls.vocab.lower, dls.vocab.punct) != (words, captioner.vocab.lower, captioner.vocab.punct):
+        raise ValueError(f'arch: the {len(words)} words of the captioner are not the first ones of these DataLoaders; {how}')
+    model = _grown(captioner, dls.vocab)
+    if dls.features is not None and not dls.features.fits(model.encoder):
+        raise ValueError(f"arch: the captioner's {model.encoder.arch} did not make the features {tuple(dls.features.shape[1:])} in {dls.features.fname}; leave them out and call learn.cache_features()")
+    return model
+
 def _with_recipe(f):
     "Arguments that are not given come from `recipe`"
     @wraps(f)
@@ -385,7 +419,7 @@ def _with_recipe(f):
 @delegates(caption_model, but='vocab_sz')
 def caption_learner(
     dls:CaptionDataLoaders,
-    arch='resnet50', # an architecture by name or function, or 'features' for those of `dls` without their encoder
+    arch='resnet50', # an architecture by name or function, 'features' for those of `dls` without their encoder, or a `Captioner` to go on from
     weights:str|None='DEFAULT', # of the encoder, by torchvision's name; None for random ones
     lambda_attn:float=1., # weight of the doubly stochastic penalty
     pr_force=1., # probability of teacher forcing, or a schedule of it
@@ -402,10 +436,9 @@ def caption_learner(
 )->CaptionLearner:
     "A `Learner` for captioning; ValueError names an argument that does not fit"
     if isinstance(opt_func, str) and opt_func not in OPTS: raise ValueError(f"opt_func='{opt_func}': choose one of {', '.join(OPTS)}")
-    if arch == 'features': arch = _features_only(dls)
-    elif weights is not None and not isinstance(arch, nn.Module): _check_input(dls, arch)
-    model = caption_model(len(dls.vocab), arch, weights, **kwargs)
-    if word_vectors is not None: _start_embedding(model, dls.vocab, word_vectors)
+    given = [*kwargs, *['weights']*(weights != 'DEFAULT'), *['word_vectors']*(word_vectors is not None)]
+    if hasattr(arch, 'data_args'): model = _go_on(dls, arch, given)
+    else: model = _new_model(dls, arch, weights, word_vectors, kwargs)
     own = [TeacherForcing(pr_force), AttentionPenalty(lambda_attn), GradientClip(clip), CountEpochs(), History(history)]
     if metrics is None:
         metrics = [Top5Accuracy(), *([] if model.decoder.pooled else [PenaltyMetric()]), BleuMetric(num_workers=dls.valid.fake_l.num_workers)]

@@ -116,7 +116,7 @@ class Ensemble(nn.Module):
         self.models = nn.ModuleList(models)
 
     @property
-    def config(self): raise ValueError('an ensemble has no configuration of its own; save each of its captioners')
+    def config(self): raise ValueError('an ensemble has no configuration of its own; save each of its captioners, or train one of them')
     @property
     def decoder(self): return self   # it has `step`
 

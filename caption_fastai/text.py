@@ -107,14 +107,15 @@ def build_vocab(
     captions, # training captions, an iterable of str
     min_freq:int=5, # a word is kept if it is seen this often
     max_vocab:int=60000, # ids at most, special tokens included
-    **kwargs # for `Vocab`: lower, punct
+    start:Vocab=None, # begin with its words
+    **kwargs # for `Vocab` without `start`: lower, punct
 )->Vocab:
     "Count the words of `captions`; ValueError if none is frequent enough"
-    vocab = Vocab([], **kwargs)
+    vocab = start or Vocab([], **kwargs)
     count = Counter(t for c in captions for t in vocab.tokenize(c))
-    words = sorted((w for w,n in count.items() if n >= min_freq and w not in SPECIALS), key=lambda w: (-count[w], w))
-    if not words: raise ValueError(f'min_freq={min_freq}: none of the {len(count)} different words is seen that often, lower it')
-    return Vocab(words[:max(max_vocab - len(SPECIALS), 0)], **kwargs)
+    words = sorted((w for w,n in count.items() if n >= min_freq and w not in vocab.stoi), key=lambda w: (-count[w], w))
+    if not words and start is None: raise ValueError(f'min_freq={min_freq}: none of the {len(count)} different words is seen that often, lower it')
+    return Vocab(vocab.itos[len(SPECIALS):] + words[:max(max_vocab - len(vocab), 0)], vocab.lower, vocab.punct)
 
 # %% ../nbs/02_text.ipynb #cell-021
 def save_vocab(vocab:Vocab, fname):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from caption_fastai.captioner import Captioner
 from caption_fastai.images import ImagePipeline
@@ -94,6 +94,46 @@ def test_damaged_weights(folder, content):
 def test_weights_of_another_model(folder, weights):
     save_file(weights, folder/'model.safetensors')
     refused(folder, 'model.safetensors', 'another model')
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('name', ['decoder.out.bias', 'encoder.body.1.running_mean'])
+def test_weights_that_are_no_numbers(folder, name, value):
+    "One of them is enough, in statistics too"
+    weights = load_file(folder/'model.safetensors')
+    name = next(k for k in weights if k == name or k.endswith('running_mean') and name.endswith('running_mean'))
+    weights[name][0] = value
+    save_file(weights, folder/'model.safetensors')
+    refused(folder, 'model.safetensors', name, 'no finite numbers')
+
+def test_weights_too_large_for_sixteen_bits(folder):
+    weights = load_file(folder/'model.safetensors')
+    weights['decoder.out.bias'][0] = 1e30
+    save_file(weights, folder/'model.safetensors')
+    Captioner.load(folder, 'cpu')
+    fails(ValueError, lambda: Captioner.load(folder, 'cpu', torch.float16), 'decoder.out.bias', 'torch.float16')
+
+# Other versions
+
+@pytest.mark.parametrize('n', [2, 17])
+def test_a_later_format(folder, n):
+    f = folder/'config.json'
+    f.write_text(f.read_text().replace('captioner 1', f'captioner {n}'))
+    refused(folder, 'config.json', f'captioner {n}', 'captioner 1', 'pip install -U caption_fastai')
+
+def without(folder, part, field):
+    config = json.loads((folder/'config.json').read_text())
+    del config[part][field]
+    (folder/'config.json').write_text(json.dumps(config))
+    return folder
+
+def test_fields_that_came_later_have_defaults(folder):
+    "max_pixels, and what a decoder's class has a default for; without the others nobody would know what the encoder saw"
+    c = Captioner.load(without(folder, 'pipeline', 'max_pixels'), 'cpu')
+    assert c.pipeline == ImagePipeline(48) and 'proj_sz' not in c.model.config and 'cell' not in c.model.config
+    for part,field in (('model', 'arch'), ('model', 'grid'), ('pipeline', 'mean'), ('pipeline', 'size')):
+        config = (folder/'config.json').read_text()
+        refused(without(folder, part, field), 'config.json', part, field)
+        (folder/'config.json').write_text(config)
 
 # Other files
 

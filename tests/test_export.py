@@ -7,7 +7,7 @@ for package in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(packag
 from caption_fastai.caption_onnx import OnnxCaptioner
 from caption_fastai.captioner import Captioner
 from caption_fastai.export import caption_export
-from helpers import command_fails
+from helpers import command_fails, fit, tiny_learner
 
 @pytest.fixture(scope='module')
 def graphs(captioner_dir, tmp_path_factory):
@@ -26,6 +26,15 @@ def test_graphs_say_what_pytorch_says(graphs, captioner_dir, scenes, kw):
         assert [o['text'] for o in made] == [c.text for c in truth] and [o['words'] for o in made] == [c.words for c in truth]
         assert [o['score'] for o in made] == pytest.approx([c.score for c in truth], abs=1e-3)
     if 'max_len' not in kw: assert len({c.text for c in truth}) > 3
+
+def test_spatial_attention_in_sixteen_bits(dls, photos, tmp_path):
+    "As the captioner in `snapshots`: features through a layer of their own, weights kept in 16 bits"
+    folder = fit(tiny_learner(dls, system='spatial_attention', proj_sz=24), 2, 2e-2).captioner().save(tmp_path/'half', half=True)
+    caption_export([str(folder), str(tmp_path/'onnx')])
+    for kw in (dict(beam_sz=1), dict(beam_sz=5, length_penalty=0.7)):
+        truth,made = Captioner.load(folder, 'cpu').caption(photos, **kw),OnnxCaptioner(tmp_path/'onnx', threads=1).caption(photos, **kw)
+        assert [o['text'] for o in made] == [c.text for c in truth]
+        assert [o['score'] for o in made] == pytest.approx([c.score for c in truth], abs=1e-3)
 
 def test_the_file_beside_needs_no_pytorch(graphs, captioner_dir, photos):
     "A program of its own, which imports numpy, PIL and onnxruntime"
