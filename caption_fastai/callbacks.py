@@ -142,7 +142,7 @@ class BleuMetric(Metric):
         if self.learn is None: return None
         dls = self.learn.dls
         refs = dict(list(dls.refs('valid').items())[:self.n])
-        self.scores,_ = evaluate(self.learn.model, dls.vocab, dls.source, refs, measures=['bleu'], n_boot=0, min_distinct=0, top5=False, **self.kwargs)
+        self.scores,_ = evaluate(self.learn.model, dls.vocab, dls.source, refs, measures=['bleu'], n_boot=0, min_distinct=0, top5=False, share=getattr(self.learn, 'share', (0, 1)), **self.kwargs)
         return self.scores['bleu4']
 
 # %% ../nbs/11_callbacks.ipynb #cell-019

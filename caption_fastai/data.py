@@ -106,7 +106,7 @@ class LoadImage(Transform):
             img = open_image(o.image, self.pipeline.max_pixels, 2*self.pipeline.size)   # `aug` may cut off a part
         except (OSError, ValueError) as e:
             warnings.warn(f'left out: {e}')
-            raise SkipItemException()
+            raise SkipItemException() from None
         return PILImage(self.pipeline.open(self.aug(img, o.mirror)))
 
 class FeaturesToFloat(Transform):
@@ -127,6 +127,7 @@ class PadCaptions(ItemTransform):
 class SortishSampler(SortedDL):
     "fastai's `SortedDL` (sortish when it shuffles, else sorted, longest first), with random numbers from (seed, epoch, item)"
     seed,epoch,first = 0,0,0   # `first`: the batch to begin with
+    rank,n_ranks = 0,1   # number of this process, of those that share each batch (see `12b_distributed`)
     def get_idxs(self): return list(super().get_idxs())[self.first*self.bs:]
 
     def shuffle_fn(self, idxs):
@@ -138,7 +139,11 @@ class SortishSampler(SortedDL):
     def create_batches(self, samps):
         "A picture that is left out leaves its batch smaller, and all others as they were"
         for idxs in chunked(samps, self.bs, self.drop_last):
-            if items := [o for o in map(self.do_item, idxs) if o is not None]: yield self.do_batch(items)
+            items = [o for o in map(self.do_item, self._share(idxs)) if o is not None]
+            if not items and self.n_ranks > 1: items = [self.do_item(0)]   # the others would wait for this process for ever
+            if items: yield self.do_batch(items)
+
+    def _share(self, idxs): return idxs[len(idxs)*self.rank//self.n_ranks : len(idxs)*(self.rank + 1)//self.n_ranks]
 
     def wif(self): signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is for the process that trains, which may want another batch
 
@@ -156,7 +161,7 @@ class SortishSampler(SortedDL):
 
     def items_of(self, i:int)->list: # of the dataset
         "The items of batch `i` in this epoch"
-        return [self.dataset.items[j] for j in list(super().get_idxs())[i*self.bs:(i + 1)*self.bs]]
+        return [self.dataset.items[j] for j in self._share(list(super().get_idxs())[i*self.bs:(i + 1)*self.bs])]
 
 # %% ../nbs/03_data.ipynb #cell-022
 def show_captions(imgs, titles, ctxs=None, max_n=9, ncols=3, figsize=None, width=32, **kwargs):
