@@ -189,7 +189,7 @@ def _first(f):
 def _one_of_several(learn):
     "Train as one of several processes, if this is one"
     if num_distrib() < 2: yield; return
-    import caption_fastai.distributed
+    import caption_fastai.distributed   # noqa: F401
     with learn.distrib_ctx(): yield
 
 def caption_train(

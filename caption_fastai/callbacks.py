@@ -72,7 +72,7 @@ class AttentionPenalty(Callback):
     def after_loss(self):
         alphas = self.learn.teacher_forcing.alphas
         if alphas is None or alphas.shape[-1] == 0 or not len(self.yb): return   # nothing to predict, or a system without attention
-        pen = attention_penalty(alphas.float(), self.yb[0].as_subclass(Tensor))
+        pen = attention_penalty(alphas.to(self.loss.dtype), self.yb[0].as_subclass(Tensor))
         if self.training: self.learn.loss_grad = self.learn.loss_grad + self.lambda_attn*pen
         else: self.total,self.n = self.total + pen.detach()*len(alphas),self.n + len(alphas)
 

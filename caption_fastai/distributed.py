@@ -16,7 +16,7 @@ from .text import cap_lens
 
 try:
     from accelerate.utils import gather_object
-    from fastai.distributed import DistributedTrainer, rank0_first
+    from fastai.distributed import DistributedTrainer, rank0_first   # noqa: F401, `rank0_first` is for users
 except (ImportError, NameError): raise ImportError('training in several processes needs accelerate: pip install "caption_fastai[distributed]"') from None
 
 # %% ../nbs/12b_distributed.ipynb #cell-007
@@ -24,10 +24,10 @@ class ShareBatches(DistributedTrainer):
     "fastai's `DistributedTrainer` for captions: each process trains on its part of each batch, and gradients are those of one process with all of it"
     order = AttentionPenalty.order + 0.5   # before what scales all of the loss
     def before_fit(self):
+        self._same_place()
         super().before_fit()
         self.parallel,self.learn.model = self.model,self.model.module
         self.dls.to(next(self.model.parameters()).device)
-        self._same_place()
         self._split(*self.learn.share)
         if not len(self.dls.train): raise ValueError(f'{len(self.dls.train_ds)} items are too few for {dist.get_world_size()} processes')
 
