@@ -48,7 +48,8 @@ class ShareBatches(DistributedTrainer):
 
     def before_batch(self):
         if self.training: self.learn.model = self.parallel
-    def after_pred(self): self.learn.model = self.parallel.module
+    def after_pred(self):
+        if self.training: self.learn.model = self.parallel.module
 
     def after_loss(self):
         if not self.training: return
@@ -62,7 +63,10 @@ class ShareBatches(DistributedTrainer):
     def before_validate(self):
         for b in self.model.buffers(): dist.broadcast(b, 0)   # statistics of batch normalisation, where it trains
 
-    def after_fit(self): self._split(0, 1)
+    def after_fit(self):
+        self._split(0, 1)
+        self.parallel = None
+        self.accelerator.free_memory()
 
 # %% ../nbs/12b_distributed.ipynb #cell-009
 @patch
