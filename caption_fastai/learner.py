@@ -42,7 +42,7 @@ class History(Callback):
         if not self.trains: return
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
         self.rows.append({'stage': self.stage, **row, 'batches': len(self.losses)})
-        if self.fname is not None and not rank_distrib(): self.table.to_csv(self.fname, index=False)
+        if self.fname is not None and not rank_distrib(): _write(Path(self.fname), self.table.to_csv(index=False).encode())
     def after_fit(self): self.run = True
 
     @property

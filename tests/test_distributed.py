@@ -168,9 +168,9 @@ def test_launched(tmp_path):
     "`accelerate launch caption_train`: where a process is killed all end, with a message, and with --resume the run comes to its end"
     folder = flickr_folder(tmp_path/'data', some_captions(40))
     with socket.create_server(('127.0.0.1', 0)) as free: port = free.getsockname()[1]
-    command = [*f'-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --main_process_port {port}'.split(), Path(sys.executable).with_name('caption_train'),
+    command = [*f'-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port {port}'.split(), Path(sys.executable).with_name('caption_train'),
                *f'--data {folder} --out {tmp_path}/out --arch shapes_cnn --size 96 --min_freq 1 --num_workers 0 --epochs 2,20 --lr 1e-3 --bs 4 --save_minutes 0'.split()]
-    def launch(*more): return subprocess.Popen([sys.executable, *command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def launch(*more): return subprocess.Popen([sys.executable, *command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'ACCELERATE_USE_CPU': 'true'})
     with launch() as p:
         try:
             while len(list(tmp_path.glob('out/models/progress_*.pth'))) < 2: time.sleep(0.1); assert p.poll() is None
