@@ -13,6 +13,7 @@ train: .venv/.installed ## train on the embedded scenes of shapes; the result li
 	MPLBACKEND=Agg $(B)/caption_train --data shapes --out runs/shapes
 
 test: .venv/.installed build/README.md ## all checks: export and README are up to date, the notebooks run, the tests pass
+	$(B)/ruff check -q --isolated --no-cache --target-version py311 --select F,B,PLE --ignore F403,F405,B008,B023,B028,B905 nbs tests
 	@rm -rf build/before && mkdir -p build/before && cp -R nbs caption_fastai build/before
 	$(B)/nbdev_export
 	@for d in nbs caption_fastai; do diff -rq -x __pycache__ -x .ipynb_checkpoints build/before/$$d $$d || \

@@ -18,7 +18,7 @@ setup(
     packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['*.safetensors', '*.html']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('timm', 'tensorboard', 'serve', 'hub', 'export', 'interpret', 'dev')},
+    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('timm', 'tensorboard', 'serve', 'hub', 'export', 'interpret', 'distributed', 'dev')},
     entry_points={'console_scripts': cfg['console_scripts'].split(),
                   'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,

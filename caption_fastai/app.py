@@ -6,16 +6,17 @@
 __all__ = ['caption_train', 'caption_evaluate', 'caption_predict']
 
 # %% ../nbs/15_app.ipynb #cell-003
-import argparse, csv, json, math, sys, warnings
-from contextlib import contextmanager, nullcontext
+import argparse, csv, json, math, os, sys, warnings
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from glob import glob
 from io import StringIO
 from pathlib import Path
 
 warnings.filterwarnings('ignore', message='.*torch.jit.script.* is deprecated', category=FutureWarning)   # of a library that fastai imports
 import matplotlib.pyplot as plt
-from fastai.vision.all import Callback, get_image_files, set_seed, valley
+from fastai.vision.all import Callback, get_image_files, num_distrib, rank_distrib, set_seed, valley
 from tqdm import tqdm
 
 from .attribution import pointing_game, pointing_table
@@ -179,12 +180,25 @@ def _finish(learn, out, split, beam_sz):
             *(_save_figure(c.plot_attention(), out/f'attention_{i}.png') for i,c in enumerate(caps, 1) if c.alphas.shape[1])]
 
 # %% ../nbs/15_app.ipynb #cell-012
+def _first(f):
+    "What `f()` gives; the first of several processes calls it before the others, so that they find what it writes"
+    if num_distrib() < 2: return f()
+    from caption_fastai.distributed import rank0_first
+    return rank0_first(f)
+
+@contextmanager
+def _one_of_several(learn):
+    "Train as one of several processes, if this is one"
+    if num_distrib() < 2: yield; return
+    import caption_fastai.distributed   # noqa: F401
+    with learn.distrib_ctx(): yield
+
 def caption_train(
     argv=None # arguments, by default those of the command line
 ):
     "Train a captioner in stages and save it: `caption_train --help`"
     o,out = (args := _train_parser().parse_args(argv)),Path(args.out)
-    with _one_line('caption_train', 'with --resume it goes on from there'):
+    with _one_line('caption_train', 'with --resume it goes on from there'), open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere if rank_distrib() else sys.stdout):
         shapes = o.data == 'shapes'
         o.recipe = o.recipe or ('scenes' if shapes else 'flickr8k')
         _check(o)
@@ -192,18 +206,19 @@ def caption_train(
         set_seed(o.seed)
         kw = {**recipe_data(o.recipe), **(encoder_input(o.arch) if o.arch else {}), **_given(o, _data_options), 'seed': o.seed}
         if stages[0].bs: kw['bs'] = stages[0].bs
-        if shapes: dls = CaptionDataLoaders.from_shapes(out/'scenes', **kw)
-        else: dls = CaptionDataLoaders.from_flickr8k(o.data, skip_missing=o.skip_missing, **kw)
+        if shapes: dls = _first(partial(CaptionDataLoaders.from_shapes, out/'scenes', **kw))
+        else: dls = _first(partial(CaptionDataLoaders.from_flickr8k, o.data, skip_missing=o.skip_missing, **kw))
         if o.beam_sz > len(dls.vocab): raise ValueError(f'--beam_sz {o.beam_sz}: the vocabulary has only {len(dls.vocab)} words')
         out.mkdir(parents=True, exist_ok=True)
         print(dls.summary().to_string(), '\n')
         learn = caption_learner(dls, recipe=o.recipe, weights=None if o.weights == 'none' else o.weights,
                                 path=out, history=out/'history.csv', **_given(o, _learner_options))
         split = next(s for s in ('test', 'valid', 'train') if s in set(dls.captions.split))
-        if o.cache_features is not None: learn.cache_features(o.cache_features or None)
-        figures = [str(out/'lr_find.png')] if o.resume else [_lr_find(learn, out)]
+        if o.cache_features is not None: _first(partial(learn.cache_features, o.cache_features or None))
+        figures = [] if num_distrib() > 1 else [str(out/'lr_find.png')] if o.resume else [_lr_find(learn, out)]
         report = _Report(split, read_scenes(out/'scenes') if shapes else None, beam_sz=o.beam_sz, length_penalty=o.length_penalty)
-        with _progress(learn): learn.fit_stages(stages, cbs=report, resume=o.resume, save_minutes=o.save_minutes)
+        with _one_of_several(learn), _progress(learn): learn.fit_stages(stages, cbs=report, resume=o.resume, save_minutes=o.save_minutes)
+        if rank_distrib(): return
         figures += _finish(learn, out, split, o.beam_sz)
         print('\npictures: ' + ' '.join(figures) + f'\ncaptioner: {out}')
 

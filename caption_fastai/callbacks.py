@@ -72,7 +72,7 @@ class AttentionPenalty(Callback):
     def after_loss(self):
         alphas = self.learn.teacher_forcing.alphas
         if alphas is None or alphas.shape[-1] == 0 or not len(self.yb): return   # nothing to predict, or a system without attention
-        pen = attention_penalty(alphas.float(), self.yb[0].as_subclass(Tensor))
+        pen = attention_penalty(alphas.to(self.loss.dtype), self.yb[0].as_subclass(Tensor))
         if self.training: self.learn.loss_grad = self.learn.loss_grad + self.lambda_attn*pen
         else: self.total,self.n = self.total + pen.detach()*len(alphas),self.n + len(alphas)
 
@@ -142,7 +142,7 @@ class BleuMetric(Metric):
         if self.learn is None: return None
         dls = self.learn.dls
         refs = dict(list(dls.refs('valid').items())[:self.n])
-        self.scores,_ = evaluate(self.learn.model, dls.vocab, dls.source, refs, measures=['bleu'], n_boot=0, min_distinct=0, top5=False, **self.kwargs)
+        self.scores,_ = evaluate(self.learn.model, dls.vocab, dls.source, refs, measures=['bleu'], n_boot=0, min_distinct=0, top5=False, share=getattr(self.learn, 'share', (0, 1)), **self.kwargs)
         return self.scores['bleu4']
 
 # %% ../nbs/11_callbacks.ipynb #cell-019

@@ -104,7 +104,7 @@ class Captioner:
         scores:dict=None, # as of `evaluate`: they go into a model card
         **kwargs # for `model_card`
     )->Path:
-        "Write `model.safetensors`, `config.json` and `vocab.json`, each in one piece, and with `scores` or what a model card says `README.md`"
+        "Write `model.safetensors`, `config.json` and `vocab.json`, each in one piece, and with `scores` or what a model card says `README.md`; OSError names a file that cannot be written"
         folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
         config = dict(format=_FORMAT, model=self.model.config, pipeline=self.pipeline.to_dict(),
                       versions=dict(caption_fastai=__version__, torch=str(torch.__version__), torchvision=torchvision.__version__))
@@ -173,7 +173,9 @@ def _half(v):
 def _write(fname, write):
     "Write beside `fname` first, so that a file that is there is whole"
     tmp = fname.with_name(fname.name + '.part')
-    write(tmp); os.replace(tmp, fname)
+    try: write(tmp); os.replace(tmp, fname)
+    except (OSError, SafetensorError) as e: raise OSError(f'{fname}: cannot be written ({e})') from None
+    finally: tmp.unlink(missing_ok=True)
 
 def _file(fname, within):
     if not fname.is_file(): raise FileNotFoundError(f'{fname}: there is no such file, a captioner has {", ".join(_FILES)}')

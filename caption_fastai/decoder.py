@@ -142,7 +142,7 @@ class Decoder(nn.Module):
         for t,n in enumerate(packing.sizes):
             ids = true[:,t]
             if t and self.pr_force < 1:
-                own = torch.multinomial(logits.detach().float().softmax(-1), 1)[:,0]
+                own = torch.multinomial(logits.detach().float().softmax(-1), 1)[:,0]   # noqa: F821, F823, of the step before
                 ids = torch.where(torch.rand(ids.shape, device=ids.device) < self.pr_force, ids, own)
             logits,state,alpha = self.step(ids, state)
             outs.append((logits[order[:n]], alpha[order[:n]]))

@@ -60,7 +60,7 @@ def _in_8_bits(fname):
     onnx.save(model, fname)
 
 def _check_packages():
-    try: import onnx, onnxruntime, onnxscript
+    try: import onnx, onnxruntime, onnxscript   # noqa: F401
     except ImportError as e: raise ImportError(f'export needs onnx, onnxscript and onnxruntime ({e}): pip install "caption_fastai[export]"') from None
 
 def export_onnx(

@@ -138,16 +138,18 @@ def _fill(part, encoder, pipeline, images, key, bs, num_workers):
     need,free = (len(images) - done)*row_bytes,shutil.disk_usage(part.parent).free
     print(f'{part.stem}: features {tuple(shape[1:])} of {len(images)} pictures, {done} of them are there; {_size(need)} to write, {_size(free)} free', flush=True)
     if need + _HEADER > free: raise OSError(f'{part}: {_size(need)} of features do not fit into the {_size(free)} that are free; make room or name a file on another disk')
-    with open(part, 'r+b' if begun else 'wb') as f:
-        f.write(_header(key, shape)); f.truncate(_HEADER + done*row_bytes); f.seek(0, os.SEEK_END)
-        n_batches,todo = -(-(len(images) - done)//bs),images[done:]
-        for n,(good,imgs,faults) in enumerate(_progress(picture_batches(pipeline, todo, bs, num_workers), n_batches), 1):
-            for _,e in faults: warnings.warn(f'no features: {e}')
-            rows = np.full((min(bs, len(todo) - (n-1)*bs), *shape[1:]), np.nan, np.float16)   # not a number: could not be read
-            if good: rows[[i - (n-1)*bs for i in good]] = _forward(encoder, imgs)
-            try: f.write(rows)
-            except OSError as e: raise OSError(f'{part}: {e.strerror} after {done + (n-1)*bs} of {len(images)} pictures; they stay, run again to go on') from None
-        f.flush(); os.fsync(f.fileno())
+    n = 0   # batches that are written
+    try:
+        with open(part, 'r+b' if begun else 'wb') as f:
+            f.write(_header(key, shape)); f.truncate(_HEADER + done*row_bytes); f.seek(0, os.SEEK_END)
+            n_batches,todo = -(-(len(images) - done)//bs),images[done:]
+            for good,imgs,faults in _progress(picture_batches(pipeline, todo, bs, num_workers), n_batches):
+                for _,e in faults: warnings.warn(f'no features: {e}')
+                rows = np.full((min(bs, len(todo) - n*bs), *shape[1:]), np.nan, np.float16)   # not a number: could not be read
+                if good: rows[[i - n*bs for i in good]] = _forward(encoder, imgs)
+                f.write(rows); n += 1
+            f.flush(); os.fsync(f.fileno())
+    except OSError as e: raise OSError(f'{part}: {e.strerror or e} after {min(done + n*bs, len(images))} of {len(images)} pictures; they stay, run again to go on') from None
 
 def _size(n): return f'{n/1e9:.1f} GB' if n >= 1e9 else f'{n/1e6:.1f} MB'
 

@@ -44,7 +44,7 @@ class History(Callback):
         if not self.trains: return
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
         self.rows.append({'stage': self.stage, **row, 'batches': len(self.losses)})
-        if self.fname is not None: self.table.to_csv(self.fname, index=False)
+        if self.fname is not None and not rank_distrib(): _write(Path(self.fname), self.table.to_csv(index=False).encode())
     def after_fit(self): self.run = True
 
     @property
@@ -74,13 +74,14 @@ class SeedBatches(Callback):
     "Random numbers of a training batch from (seed, epoch, batch) alone"
     order = -8   # before `SelfCritical` draws captions
     def before_batch(self):
-        if self.training: set_seed(zlib.crc32(repr((self.dl.seed, self.dl.epoch, self.iter)).encode()))
+        if self.training: set_seed(zlib.crc32(repr((self.dl.seed, self.dl.epoch, self.iter*self.dl.n_ranks + self.dl.rank)).encode()))
 
 class SaveProgress(Callback):
     "In `fit_stages`, write after each epoch and every `minutes` all that is needed to go on from there; stop at Ctrl-C and where the loss is no number"
     order,_keys = 65,('rows', 'losses', 'lrs', 'prs', 'stage')   # after `SaveModelCallback`
     def __init__(self, folder, stages, best=None, minutes=10.):
-        self.folder,self.stages,self.best,self.minutes = folder,[repr(s) for s in stages],best,minutes
+        several = f' in {num_distrib()} processes' if num_distrib() > 1 else ''
+        self.folder,self.stages,self.best,self.minutes = folder,[f'{s!r}{several}' for s in stages],best,minutes
         self.at,self.found,self.stop = 0,None,False
 
     @property
@@ -90,7 +91,8 @@ class SaveProgress(Callback):
 
     def forget(self):
         "Remove what an earlier run has left"
-        for f in self._files: f.unlink()
+        if not rank_distrib():
+            for f in self._files: f.unlink()
 
     def find(self, device='cpu')->dict: # None if there is none
         "The last checkpoint that is whole; ValueError if it is of other stages, or if all are damaged"
@@ -145,7 +147,7 @@ class SaveProgress(Callback):
     def after_epoch(self): self._save(self.epoch + 1)
 
     def _save(self, epoch, batch=0):
-        if all(p.isfinite().all() for p in self.model.parameters()): self._save_good(epoch, batch)
+        if not rank_distrib() and all(p.isfinite().all() for p in self.model.parameters()): self._save_good(epoch, batch)
         self.saved = time.monotonic()
         if self.stop: raise KeyboardInterrupt(f'saved in {self.folder} after batch {batch} of epoch {epoch}; fit_stages(..., resume=True) goes on from there')
 
@@ -188,6 +190,9 @@ class CaptionLearner(Learner):
             self.epoch = epoch
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
+    @property
+    def share(self): return (rank_distrib(), num_distrib()) if hasattr(self, 'share_batches') else (0, 1)   # see `12b_distributed`
+
     def all_batches(self):
         self.n_iter = len(self.dl)
         for o in enumerate(self.dl, getattr(self.dl, 'first', 0)): self.one_batch(*o)
@@ -196,8 +201,9 @@ class CaptionLearner(Learner):
         "As fastai's, but in one piece: whole or not at all"
         if not isinstance(file, (str, Path)): return super().save(file, **kwargs)
         file = join_path_file(file, self.path/self.model_dir, ext='.pth')
-        super().save(f := io.BytesIO(), **kwargs)
-        _write(file, f.getbuffer())
+        if not rank_distrib():
+            super().save(f := io.BytesIO(), **kwargs)
+            _write(file, f.getbuffer())
         return file
 
     def freeze_to(self, n):
@@ -266,7 +272,7 @@ class CaptionLearner(Learner):
         self.choose_input()
         refs = dict(list(self.dls.refs(split).items())[:n])
         known = (c for cs in self.dls.refs('train').values() for c in cs)
-        scores,self.hyps = evaluate(self.model, self.dls.vocab, self.dls.source, refs, **{'known': known, **kwargs})
+        scores,self.hyps = evaluate(self.model, self.dls.vocab, self.dls.source, refs, **{'known': known, 'share': self.share, **kwargs})
         return scores
 
     def fit_stages(self,
@@ -285,7 +291,7 @@ class CaptionLearner(Learner):
         best = SaveModelCallback('bleu4', fname='best', min_delta=-1., reset_on_fit=False) if scored else None
         progress = SaveProgress(Path(self.path)/self.model_dir, stages, best, save_minutes)
         if not resume: progress.forget()
-        at,done = (d['at'], d['epoch']) if (d := progress.find(self.dls.device)) else (0, 0)
+        at,done = (d['at'], d['epoch']) if resume and (d := progress.find(self.dls.device)) else (0, 0)
         for i,s in enumerate(stages[at:], at):
             self._begin_stage(s)
             progress.at,self.first_epoch = i,done if i == at else 0
@@ -293,7 +299,7 @@ class CaptionLearner(Learner):
             try:
                 with progress.gently(): (self.fit_one_cycle if s.one_cycle else self.fit)(s.epochs, s.lr, cbs=more)
             except torch.OutOfMemoryError as e:
-                raise ValueError(f'out of GPU memory with batches of {self.dls.train.bs} at {self.dls.pipeline.size} pixels: lower bs or size, or go on with the encoder frozen') from e
+                raise ValueError(f'out of GPU memory with batches of {self.dls.train.bs//self.dls.train.n_ranks} at {self.dls.pipeline.size} pixels: lower bs or size, or go on with the encoder frozen') from e
             finally:
                 self.first_epoch = self.dls.train.first = 0
                 progress.found = None

@@ -235,16 +235,22 @@ def evaluate(
     beam_sz:int=1, max_len:int=30, length_penalty:float=0., # see `beam_search`; a beam of 1 is greedy
     bs:int=64, num_workers:int=0, # see `caption_images`
     top5:bool=True, # count top-5 accuracy?
+    share:tuple=(0, 1), # number of this process, and of how many that share the pictures: all get the scores of all
     **kwargs # for `score_captions`: known, measures, n_boot, min_distinct
 )->tuple[dict,dict]: # scores as of `score_captions`, and captions by picture
     "Scores of freely generated captions"
-    images,hyps,counted = list(refs),{},_Top5()
+    images,hyps,counted = list(refs)[share[0]::share[1]],{},_Top5()
     def count(ids, feats):
         caps = encode_refs(vocab, [refs[images[i]] for i in ids]).to(feats.device)
         counted.add(model(feats, caps)[0], caps)
     for i,h in caption_images(model, pipeline, images, bs, num_workers, also=count if top5 else None, beam_sz=beam_sz, max_len=max_len, length_penalty=length_penalty):
         if isinstance(h, Exception): warnings.warn(f'left out of the scores: {h}')
         else: hyps[images[i]] = vocab.decode(h[0].ids)
+    if share[1] > 1:
+        from accelerate.utils import gather_object
+        parts,hits,n = zip(*gather_object([(hyps, int(counted.hits), counted.n)]))
+        every,counted.hits,counted.n = {i: h for part in parts for i,h in part.items()},sum(hits),sum(n)
+        hyps = {i: every[i] for i in refs if i in every}   # in the order of one process
     how = f"free-running {'greedy' if beam_sz == 1 else f'beam {beam_sz}'}, max_len {max_len}, length penalty {length_penalty:g}"
     scores = score_captions(hyps, {i: r for i,r in refs.items() if i in hyps}, how, **kwargs)
     if top5: scores['top5_accuracy'] = counted.value

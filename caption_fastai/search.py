@@ -107,7 +107,7 @@ def beam_search(
     alphas,n_steps,final = alpha.new_zeros(max_len, bs, k, alpha.shape[-1]),torch.zeros(bs, device=dev).long(),torch.zeros(bs, k, device=dev)
     logps = torch.zeros(max_len, bs, k, device=dev)
     for t in range(max_len):
-        if t: logits,state,alpha = step(tok.flatten(), state)
+        if t: logits,state,alpha = step(tok.flatten(), state)   # noqa: F823, of the step before
         logp = _log_probs(logits, t).unflatten(0, (-1, k))
         before,(score,lens,parent,tok) = score,_extend(logp, score, lens, ended, length_penalty, watch)
         ended = ended.gather(1, parent) | (tok == Vocab.eos_idx)

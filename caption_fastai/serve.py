@@ -309,6 +309,6 @@ def caption_serve(
 
 def _extra():
     "The package uvicorn; ImportError names the extra if a package is missing"
-    try: import fastapi, python_multipart, uvicorn
+    try: import fastapi, python_multipart, uvicorn   # noqa: F401
     except ImportError as e: raise ImportError(f'{e.name} is not installed: pip install "caption_fastai[serve]"') from None
     return uvicorn

@@ -1,5 +1,5 @@
 "A captioner's folder may come from a stranger: loading it runs nothing, stays small, reads nothing else; and it drags nothing in"
-import json, os, pickle, shutil, subprocess, sys
+import json, os, pickle, resource, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
@@ -38,6 +38,14 @@ class Bomb:
     "Runs a command where it is unpickled"
     def __init__(self, command): self.command = command
     def __reduce__(self): return os.system, (self.command,)
+
+def test_a_full_disk(folder):
+    "The file that does not fit is named, and those that are there stay"
+    captioner,before = Captioner.load(folder, 'cpu'),{f.name: f.read_bytes() for f in folder.iterdir()}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))   # of each file there is room for 100 bytes
+    try: fails(OSError, lambda: captioner.save(folder), folder/'model.safetensors', 'cannot be written')
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2)
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
 
 # Nothing is run
 

@@ -1,5 +1,6 @@
 "A training that was interrupted, whenever and however, goes on where it was and ends as if nothing had happened"
-import errno, io, multiprocessing, os, random, signal, time, warnings
+import builtins, errno, io, multiprocessing, os, random, resource, signal, threading, time, warnings
+from contextlib import redirect_stdout
 from itertools import count
 
 import pytest, torch
@@ -7,7 +8,7 @@ from fastai.callback.core import Callback
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.torch_core import set_seed
 
-from caption_fastai import learner
+from caption_fastai import features, learner
 from caption_fastai.callbacks import BleuMetric
 from caption_fastai.data import Augment
 from caption_fastai.learner import Stage
@@ -27,11 +28,12 @@ def stop(): raise KeyboardInterrupt
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 def ctrl_c(): os.kill(os.getpid(), signal.SIGINT)
 
-def run(scenes, path, stages=STAGES, cbs=(), resume=False, save_minutes=10.):
-    "Train with all that is random: order, augmentation, dropout, scheduled sampling"
+def run(scenes, path, stages=STAGES, cbs=(), resume=False, save_minutes=10., cache=False):
+    "Train with all that is random: order, augmentation, dropout, scheduled sampling; with `cache` the first stage on features"
     set_seed(3)
-    learn = tiny_learner(load_dls(scenes, grouped=True, aug=Augment()), path=path, p=0.5, pr_force=0.8, metrics=[BleuMetric()])
+    learn = tiny_learner(load_dls(scenes, grouped=True, aug=Augment()), path=path, p=0.5, pr_force=0.8, metrics=[BleuMetric()], history=path/'history.csv')
     if resume: set_seed(7)   # nothing may depend on what was drawn before
+    if cache: learn.cache_features(bs=4)
     with learn.no_bar(), learn.no_logging():
         learn.fit_stages(stages, [EarlyStoppingCallback('bleu4', patience=9), *cbs], resume, save_minutes)
     return learn
@@ -72,14 +74,14 @@ def test_resume_with_other_stages(scenes, whole):
     "To go on with other stages than those that were begun is an error"
     fails(ValueError, lambda: run(scenes, whole.path, [Stage(2, 1e-2, freeze=True, bs=4)], resume=True), 'progress_', 'other stages')
 
-def killed(scenes, path, seconds=None, **kw):
-    "Train in a process of its own; was it killed, by itself or after some seconds?"
+def killed(scenes, path, arm=lambda: None, **kw):
+    "Train in a process of its own, where `arm` is called first; was it killed?"
     def train():
         torch.set_num_threads(1)   # those of the parent are not there
+        arm()
         os._exit(run(scenes, path, **kw) is None)
     p = multiprocessing.get_context('fork').Process(target=train)
-    p.start(); p.join(seconds)
-    if p.is_alive(): p.kill(); p.join()
+    p.start(); p.join()
     assert p.exitcode in (0, -signal.SIGKILL)
     return p.exitcode != 0
 
@@ -95,12 +97,32 @@ def test_killed_in_a_write(scenes, whole, tmp_path, monkeypatch):
     same(result(run(scenes, tmp_path, resume=True)), result(whole))
     assert not list((tmp_path/'models').glob('*.part')) and len(checkpoints(tmp_path)) == 2
 
-@pytest.mark.long
-@pytest.mark.parametrize('i', range(30))
-def test_killed_at_any_moment(scenes, whole, tmp_path, i):
-    "Killed at a random moment, a run ends with the same weights"
-    killed(scenes, tmp_path, random.uniform(0, whole.seconds), save_minutes=0)
-    same(result(run(scenes, tmp_path, resume=True)), result(whole))
+@pytest.fixture(scope='module')
+def on_features(scenes, tmp_path_factory):
+    "A run that is not killed, and how long it takes"
+    path = tmp_path_factory.mktemp('on_features')
+    start = time.monotonic()
+    killed(scenes, path, cache=True, save_minutes=0)   # in a process of its own, as those that are killed
+    return run(scenes, path/'again', cache=True),time.monotonic() - start
+
+@pytest.mark.parametrize('i', [0, 1, *(pytest.param(i, marks=pytest.mark.long) for i in range(2, 30))])
+def test_killed_at_any_moment(scenes, on_features, tmp_path, i):
+    "Killed at a random moment of all, while the cache is built, or while a checkpoint is written, a run ends with the same weights"
+    whole,seconds = on_features
+    rng = random.Random(i)
+    def soon(most): threading.Timer(rng.uniform(0, most), kill).start()
+    def arm():
+        if i % 3 == 0: return soon(seconds)
+        module,name,n = (features, '_forward', 14) if i % 3 == 1 else (learner, '_write', 24)
+        f,calls,at = getattr(module, name),count(),rng.randrange(n)
+        def then(*args):
+            if next(calls) == at: soon(0.02)
+            return f(*args)
+        setattr(module, name, then)
+    assert killed(scenes, tmp_path, arm, cache=True, save_minutes=0) or i % 3 == 0
+    same(result(run(scenes, tmp_path, resume=True, cache=True)), result(whole))
+    assert (tmp_path/'features').read_bytes() == (whole.path/'features').read_bytes()
+    assert {f.name for f in tmp_path.iterdir()} == {'features', 'features.lock', 'history.csv', 'models'}
 
 def test_ctrl_c(scenes, whole, tmp_path):
     "Ctrl-C saves after the batch and says how to go on; afterwards Ctrl-C is what it was"
@@ -108,6 +130,15 @@ def test_ctrl_c(scenes, whole, tmp_path):
     with pytest.raises(KeyboardInterrupt, match=r'after batch 2 of epoch 1; fit_stages\(..., resume=True\) goes on'): run(scenes, tmp_path, cbs=[At(7, ctrl_c)])
     assert signal.getsignal(signal.SIGINT) is before and len(checkpoints(tmp_path)) == 2
     same(result(run(scenes, tmp_path, resume=True)), result(whole))
+
+def test_ctrl_c_twice(scenes, tmp_path):
+    "A second Ctrl-C stops at once"
+    def twice(): ctrl_c(); ctrl_c()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as e: run(scenes, tmp_path, cbs=[At(7, twice)])
+    finally: signal.signal(signal.SIGINT, before)
+    assert not str(e.value) and len(checkpoints(tmp_path)) == 1
 
 def test_damaged_checkpoints(scenes, whole, tmp_path):
     "A damaged checkpoint is passed over for the one before; where all are, that is an error"
@@ -134,6 +165,34 @@ def test_full_disk(scenes, whole, tmp_path, monkeypatch):
         run(scenes, tmp_path, cbs=[At(7, lambda: m.setattr(learner.os, 'fsync', full))], save_minutes=0)
     assert len(checkpoints(tmp_path)) == 2 and not list((tmp_path/'models').glob('*.part'))
     same(result(run(scenes, tmp_path, resume=True)), result(whole))
+
+def broken_disk(m, folder, n, fault):
+    "Call `fault(path)` when in `folder` something is written, made, renamed or removed, from the `n`-th time on"
+    calls = count()
+    def check(path):
+        if str(path).startswith(str(folder)) and next(calls) >= n: fault(path)
+    def opened(file, mode='r', *args, open=open, **kwargs):
+        if set(mode) & set('wax+'): check(file)
+        return open(file, mode, *args, **kwargs)
+    for module in (builtins, io): m.setattr(module, 'open', opened)
+    for name in ('replace', 'unlink', 'mkdir'):
+        def changed(path, *args, f=getattr(os, name), new=name == 'mkdir', **kwargs):
+            if not (new and os.path.exists(path)): check(path)
+            return f(path, *args, **kwargs)
+        m.setattr(os, name, changed)
+
+def read_only(path): raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+def full(path): resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))   # of each file there is room for 100 bytes
+
+@pytest.mark.parametrize('fault', [read_only, full])
+@pytest.mark.parametrize('n', [0, 3, 20, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 60, 3))])
+def test_broken_disk(scenes, on_features, tmp_path, monkeypatch, n, fault):
+    "A disk that becomes read-only or full stops the run, with the file's name, at whatever it writes; afterwards the run goes on and ends with the same weights"
+    with monkeypatch.context() as m, redirect_stdout(io.StringIO()):
+        broken_disk(m, tmp_path, n, fault)
+        try: fails(OSError, lambda: run(scenes, tmp_path, cache=True, save_minutes=0), tmp_path)
+        finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2)
+    same(result(run(scenes, tmp_path, resume=True, cache=True)), result(on_features[0]))
 
 class Poison(Callback):
     "The batch after the n-th of all makes no number"

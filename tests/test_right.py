@@ -254,8 +254,7 @@ def test_gradient_past_the_pad_is_zero(dls, label_smoothing):
     (learn.loss_func(logits, caps) + attention_penalty(alphas, caps.as_subclass(torch.Tensor))).backward()
     pads = caps[:,1:].as_subclass(torch.Tensor) == Vocab.pad_idx
     assert pads.any() and len(logits) == (~pads).sum()   # there are no scores where there is no word
-    grad = Packing(cap_lens(caps)).unpack(logits.grad, pads.shape)
-    for grad in (grad, alphas.grad):
+    for grad in (Packing(cap_lens(caps)).unpack(logits.grad, pads.shape), alphas.grad):
         assert (grad[pads] == 0).all()
         assert grad[~pads].abs().sum(-1).min() > 0
 
