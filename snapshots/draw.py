@@ -2,7 +2,6 @@
 
 RUN is a folder that `caption_train --data shapes` wrote (`make train` writes runs/shapes)."""
 import shutil, sys
-from itertools import takewhile
 from pathlib import Path
 
 from caption_fastai.all import *
@@ -35,30 +34,13 @@ def draw_model():
     save(fig, 'model.png')
 
 
-def draw_beam(captioner, picture, beam_sz=5):
-    "The best captions of a beam as a tree: what they share is drawn once"
-    caps = captioner.caption(picture, beam_sz=beam_sz, n_best=beam_sz)
-    fig,(ax0,ax) = plt.subplots(1, 2, figsize=(15, 3), width_ratios=(1, 6), layout='constrained')
-    ax0.imshow(open_image(picture)); ax0.axis('off'); ax.axis('off')
-    n = max(len(c.words) for c in caps)
-    ax.set(xlim=(-.4, n + 1.3), ylim=(-len(caps) + .4, .6))
-    for row,c in enumerate(caps):
-        shared = max((sum(1 for _ in takewhile(lambda p: p[0] == p[1], zip(c.words, o.words))) for o in caps[:row]), default=0)
-        above = next((i for i,o in enumerate(caps[:row]) if o.words[:shared] == c.words[:shared]), 0)
-        if shared: ax.plot([shared - .62, shared - .62, shared - .4], [-above - .15, -row, -row], color='#999', lw=1)
-        for t in range(shared, len(c.words)): ax.text(t, -row, c.words[t], ha='center', va='center', fontsize=10, weight='bold' if row == 0 else None)
-        ax.text(n + .3, -row, f'log p {c.score:.2f}', va='center', fontsize=10, color='#666')
-    ax.set_title(f'the {beam_sz} best of a beam of {beam_sz}', fontsize=11)
-    save(fig, 'beam_search.png')
-
-
 def main(run):
     run,captioner = Path(run),Captioner.load(run)
     draw_model()
     scenes = read_scenes(run/'scenes')
     pics = [run/'scenes'/'Images'/name for name in (run/'scenes'/'Flickr_8k.testImages.txt').read_text().split()[:40]]
     three = [p for p in pics if len(scenes[p.name].objs) == 3]
-    draw_beam(captioner, three[0])
+    save(plot_beam_tree(captioner, three[0], n_dropped=2), 'beam_search.png')
     save(captioner.caption(three[1]).plot_attention(), 'attention.png')
     for name in ('lr_find', 'training'): shutil.copy(run/f'{name}.png', here/f'{name}.png')
 
