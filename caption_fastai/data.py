@@ -7,7 +7,7 @@ __all__ = ['seeded', 'CaptionItem', 'TensorCaption', 'TensorFeatures', 'EncodeCa
            'FeaturesToFloat', 'PadCaptions', 'SortishSampler', 'show_captions', 'show_batch', 'show_results',
            'CaptionDataLoaders']
 
-# %% ../nbs/03_data.ipynb #x
+# %% ../nbs/03_data.ipynb #cell-004
 import random, signal, textwrap, warnings, zlib
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -25,7 +25,7 @@ from .images import IMAGENET, ImagePipeline, image_fault, open_image
 from .shapes import write_shapes
 from .text import Vocab, build_vocab, cap_lens
 
-# %% ../nbs/03_data.ipynb #x
+# %% ../nbs/03_data.ipynb #cell-007
 @contextmanager
 def seeded(*key):
     "Random numbers (Python's, numpy's, torch's) that depend on `key` alone inside the block, and untouched outside"
@@ -35,7 +35,7 @@ def seeded(*key):
     try: yield
     finally: random.setstate(states[0]); np.random.set_state(states[1]); torch.set_rng_state(states[2])
 
-# %% ../nbs/03_data.ipynb #x
+# %% ../nbs/03_data.ipynb #cell-010
 @dataclass(frozen=True)
 class CaptionItem:
     "A picture and one of its captions, or all of them"
@@ -65,7 +65,7 @@ class EncodeCaption(Transform):
     def decodes(self, o:TensorCaption):
         return TitledStr(self.vocab.decode(o) if o.ndim == 1 else '\n'.join(f'• {self.vocab.decode(c)}' for c in o if c[0] != Vocab.pad_idx))
 
-# %% ../nbs/03_data.ipynb #x
+# %% ../nbs/03_data.ipynb #cell-012
 class Augment:
     "Crop to 1-`crop`..1 of the sides, change brightness, contrast and colour by up to `jitter`, mirror half of the pictures that may be"
     def __init__(self, crop:float=0.2, jitter:float=0.2, mirror:bool=True): self.crop,self.jitter,self.mirror = crop,jitter,mirror
@@ -89,7 +89,7 @@ def says_side(
     "Does the caption say left or right?"
     return not _sides.isdisjoint(w.lower() for w in words)
 
-# %% ../nbs/03_data.ipynb #x
+# %% ../nbs/03_data.ipynb #cell-015
 class LoadImage(Transform):
     "A picture of an item, or any picture that `open_image` takes, by `pipeline`; augmented in training. Or its features, where `features` has them"
     input_types = (CaptionItem, str, Path, bytes, Image.Image, np.ndarray, Tensor)   # for fastai's `test_dl`
@@ -116,7 +116,7 @@ class FeaturesToFloat(Transform):
     "Features are kept in 16 bits"
     def encodes(self, o:TensorFeatures): return o.float()
 
-# %% ../nbs/03_data.ipynb #x
+# %% ../nbs/03_data.ipynb #cell-017
 class PadCaptions(ItemTransform):
     "Pad the captions of a batch to the longest one, and where pictures have several to the largest number of them"
     def encodes(self, samples):
@@ -126,7 +126,7 @@ class PadCaptions(ItemTransform):
         return [(o[0], pad(o[1]), *o[2:]) for o in samples]
     def decodes(self, o): return (o[0], o[1][..., :max(1, cap_lens(o[1]).max())], *o[2:]) if len(o) > 1 else o
 
-# %% ../nbs/03_data.ipynb #x
+# %% ../nbs/03_data.ipynb #cell-020
 class SortishSampler(SortedDL):
     "fastai's `SortedDL` (sortish when it shuffles, else sorted, longest first), with random numbers from (seed, epoch, item)"
     seed,epoch,first = 0,0,0   # `first`: the batch to begin with
@@ -166,7 +166,7 @@ class SortishSampler(SortedDL):
         "The items of batch `i` in this epoch"
         return [self.dataset.items[j] for j in self._share(list(super().get_idxs())[i*self.bs:(i + 1)*self.bs])]
 
-# %% ../nbs/03_data.ipynb #x
+# %% ../nbs/03_data.ipynb #cell-022
 def show_captions(imgs, titles, ctxs=None, max_n=9, ncols=3, figsize=None, width=32, **kwargs):
     "Pictures under their titles, wrapped at `width` letters; lines of a title stay lines"
     n = min(len(imgs), max_n)
@@ -189,7 +189,7 @@ def show_results(x:TensorImage, y:TensorCaption, samples, outs, ctxs=None, max_n
     titles = [f'{out[0]}\n(true: {s[1]})' for s,out in zip(samples, outs)]
     return show_captions(samples.itemgot(0), titles, ctxs=ctxs, max_n=max_n, **kwargs)
 
-# %% ../nbs/03_data.ipynb #x
+# %% ../nbs/03_data.ipynb #cell-024
 def _items(df, vocab, max_len, grouped):
     "Items of a table, and how many captions were cut"
     toks = [vocab.tokenize(c) for c in df.caption]

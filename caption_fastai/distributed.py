@@ -36,7 +36,7 @@ class ShareBatches(DistributedTrainer):
     def _split(self, rank, n):
         dl = self.dls.train
         dl.bs,dl.rank,dl.n_ranks = dl.bs//dl.n_ranks*n,rank,n
-        dl.drop_last = dl.n % dl.bs < n
+        dl.drop_last = 0 < dl.n % dl.bs < n   # a rest that is not enough for all
 
     def _same_place(self):
         "ValueError if the processes have other data or go on from other places; the first one's seeds are for all"

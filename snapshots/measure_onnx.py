@@ -1,4 +1,4 @@
-"""Measures snapshots/onnx.csv: `python snapshots/onnx.py CAPTIONER DATA N`
+"""Measures snapshots/onnx.csv: `python snapshots/measure_onnx.py CAPTIONER DATA N`
 
 The captioner is exported in 32 and in 8 bits; PyTorch and both graphs caption the first N pictures of the validation split of DATA, one thread each.
 They take turns, 20 pictures at a time, in another order each time; `ms` is CPU time for a picture, opening it included.
@@ -7,7 +7,6 @@ import sys, time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent]   # this file is not the package onnx
 import pandas as pd, torch
 
 from caption_fastai.caption_onnx import OnnxCaptioner
