@@ -186,8 +186,8 @@ def show_batch(x:TensorImage, y:TensorCaption, samples, ctxs=None, max_n=9, **kw
 
 @dispatch
 def show_results(x:TensorImage, y:TensorCaption, samples, outs, ctxs=None, max_n=9, **kwargs):
-    titles = [f'{out[0]}\n(true: {s[1]})' for s,out in zip(samples, outs)]
-    return show_captions(samples.itemgot(0), titles, ctxs=ctxs, max_n=max_n, **kwargs)
+    true = samples.itemgot(1).map(lambda o: o.split('\n')[0].removeprefix('• '))   # the first of several
+    return show_captions(samples.itemgot(0), [f'{out[0]}\n(true: {t})' for out,t in zip(outs, true)], ctxs=ctxs, max_n=max_n, **kwargs)
 
 # %% ../nbs/03_data.ipynb #cell-024
 def _items(df, vocab, max_len, grouped):

@@ -191,3 +191,13 @@ def test_attention_of_a_gru(n, size):
     fig = cap.plot_attention()
     assert cap.maps.shape == (n, 3, 3) and [ax.get_title() for ax in fig.axes if ax.get_title()] == cap.words
     assert [im.get_array().shape[:2] for im in fig.axes[1].images] == [size[::-1]]*2
+
+@pytest.mark.parametrize('grouped', [True, False])
+def test_results_show_one_true_caption(few, grouped):
+    "Of a picture's captions the first, however many there are"
+    dls = few if grouped else CaptionDataLoaders.from_captions(few.captions, min_freq=1, size=96, bs=6, num_workers=0)
+    tiny_learner(dls).show_results(max_n=2, width=1000)
+    known = {few.vocab.decode(few.vocab.encode(c)) for c in few.captions.caption}
+    for ax in plt.gcf().axes[:2]:
+        true = ax.get_title().split('\n')[1]
+        assert true.startswith('(true: ') and true.endswith(')') and true[7:-1] in known
