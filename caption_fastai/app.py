@@ -92,6 +92,7 @@ def _train_parser():
     add('data', "'shapes' for the embedded scenes, or a folder or file of captions", required=True)
     add('out', 'folder for the captioner, history.csv and pictures', required=True)
     add('recipe', f"a whole configuration, by default scenes or flickr8k: {', '.join(recipes)}")
+    add('start', 'folder of a captioner to go on from, with its words and those that --data adds; of the recipe the training alone counts')
     add('arch', "encoder, by torchvision's or timm's name")
     add('weights', "encoder's weights by the same name, 'none' for random ones", default='DEFAULT')
     add('system', f"how the decoder works: {', '.join(SYSTEMS)}")
@@ -202,9 +203,12 @@ def caption_train(
         shapes = o.data == 'shapes'
         o.recipe = o.recipe or ('scenes' if shapes else 'flickr8k')
         _check(o)
+        if o.start and o.arch: raise ValueError(f'--arch {o.arch}: the captioner of --start brings its own model, leave this option out')
         stages = _stages(o)
         set_seed(o.seed)
-        kw = {**recipe_data(o.recipe), **(encoder_input(o.arch) if o.arch else {}), **_given(o, _data_options), 'seed': o.seed}
+        start = Captioner.load(o.start) if o.start else None
+        of_input = start.data_args() if start else encoder_input(o.arch) if o.arch else {}
+        kw = {**recipe_data(o.recipe), **of_input, **_given(o, _data_options), 'seed': o.seed}
         if stages[0].bs: kw['bs'] = stages[0].bs
         if shapes: dls = _first(partial(CaptionDataLoaders.from_shapes, out/'scenes', **kw))
         else: dls = _first(partial(CaptionDataLoaders.from_flickr8k, o.data, skip_missing=o.skip_missing, **kw))
@@ -212,7 +216,7 @@ def caption_train(
         out.mkdir(parents=True, exist_ok=True)
         print(dls.summary().to_string(), '\n')
         learn = caption_learner(dls, recipe=o.recipe, weights=None if o.weights == 'none' else o.weights,
-                                path=out, history=out/'history.csv', **_given(o, _learner_options))
+                                path=out, history=out/'history.csv', **_given(o, _learner_options), **({'arch': start} if start else {}))
         split = next(s for s in ('test', 'valid', 'train') if s in set(dls.captions.split))
         if o.cache_features is not None: _first(partial(learn.cache_features, o.cache_features or None))
         figures = [] if num_distrib() > 1 else [str(out/'lr_find.png')] if o.resume else [_lr_find(learn, out)]

@@ -6,7 +6,7 @@
 __all__ = ['OPTS', 'History', 'SeedBatches', 'SaveProgress', 'CaptionLearner', 'fused_adam', 'caption_learner']
 
 # %% ../nbs/12_learner.ipynb #cell-004
-import io, os, shutil, signal, threading, time, zlib
+import inspect, io, os, shutil, signal, threading, time, zlib
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -411,12 +411,15 @@ def _go_on(dls, captioner, given):
 
 def _with_recipe(f):
     "Arguments that are not given come from `recipe`"
+    of_training = [k for k,p in inspect.signature(f).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     @wraps(f)
     def inner(dls, *args, recipe=None, **kwargs):
         if recipe is None: return f(dls, *args, **kwargs)
         r = recipe_learner(recipe)
         stages = r.pop('stages')
-        learn = f(dls, **{**r, **dict(zip(('arch', 'weights'), args)), **kwargs})
+        given = {**dict(zip(('arch', 'weights'), args)), **kwargs}
+        if hasattr(given.get('arch'), 'data_args'): r = {k: v for k,v in r.items() if k in of_training}   # the model is the captioner's
+        learn = f(dls, **{**r, **given})
         learn.stages = stages
         return learn
     return inner

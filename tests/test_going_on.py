@@ -8,6 +8,7 @@ from caption_fastai.captioner import Captioner
 from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.encoder import Encoder
 from caption_fastai.learner import caption_learner
+from caption_fastai.recipes import recipes
 from caption_fastai.text import Vocab
 from helpers import changed, fails, fit, tensors
 
@@ -94,3 +95,12 @@ def test_what_does_not_fit(captioner, dls, discs, tmp_path):
     for kw in (dict(emb_sz=16), dict(system='merge'), dict(weights=None), dict(word_vectors={})): fails(ValueError, lambda: caption_learner(mine, captioner, **kw), next(iter(kw)))
     other = mine.cache_features(Encoder('shapes_cnn', 'SHAPES', pool=not captioner.model.encoder.pool), tmp_path/'features')
     fails(ValueError, lambda: caption_learner(other, captioner), str(tuple(other.features.shape[1:])), 'cache_features')
+
+@one_system
+def test_of_a_recipe_the_training_counts(captioner, dls):
+    "Stages and loss are the recipe's, the model is the captioner's; what is given overrides"
+    mine = going_on(captioner, dls.captions).dls
+    learn = caption_learner(mine, captioner, recipe='flickr8k', metrics=[], wd=0.5)
+    assert learn.stages == recipes['flickr8k']['stages'] and learn.loss_func.label_smoothing == recipes['flickr8k']['label_smoothing'] > 0
+    assert learn.wd == 0.5 and learn.model.config == captioner.model.config
+    fails(ValueError, lambda: caption_learner(mine, captioner, recipe='flickr8k', proj_sz=8), 'proj_sz')
