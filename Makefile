@@ -1,7 +1,8 @@
 # Everything runs in .venv, which is made when it is needed: Python 3.11 to 3.13 and make are all a machine must have.
 # uv does the installing where it is there, else pip.
 
-.PHONY: help train test long notebook readme clean build/README.md
+PYTHONS = $(addprefix build/python3.,11 12 13)
+.PHONY: help train test newest oldest pythons long notebook readme clean build/README.md $(PYTHONS)
 .DELETE_ON_ERROR:
 B = .venv/bin
 NB_TEST = OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/nbdev_test --path nbs --n_workers 1 --do_print --timing
@@ -21,6 +22,28 @@ test: .venv/.installed build/README.md ## all checks: export and README are up t
 	@diff README.md build/README.md || { echo 'README.md is not what nbs/index.ipynb gives: run make readme' >&2; exit 1; }
 	@$(NB_TEST) --file_re '^(0|14|2)' & p=$$!; $(NB_TEST) --skip_file_re '^([_.]|0|14|2)'; r=$$?; wait $$p && exit $$r   # two halves side by side
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/python -m pytest tests -n 2 -m 'not long'
+	@$(MAKE) --no-print-directory newest
+
+# The package as pip installs it, in an environment of its own: $(1) its name, $(2) its Python, $(3) what else is installed, $(4) what is done before
+define installed
+	@rm -rf build/lib build/$(1) && $(2) -m venv build/$(1) && $(4)
+	build/$(1)/bin/python -m pip install -q . $(3) 2>build/$(1)/log || { cat build/$(1)/log >&2; exit 1; }
+	@cd build/$(1) && bin/python -c 'import caption_fastai, fastai, torch, sys; print("Python", *sys.version_info[:3], "fastai", fastai.__version__, "torch", torch.__version__); assert "build/$(1)" in caption_fastai.__file__'
+	cd build/$(1) && OMP_NUM_THREADS=1 MPLBACKEND=Agg bin/python -m pytest -q $(addprefix ../../tests/test_,captioner.py cli.py resume.py) -n 2 -m 'not long'
+endef
+WHERE = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+OLDEST = $(shell sed -n '/^requirements/s/[a-z]*>=[0-9.]*/\n&\n/gp' settings.ini | sed -n 's/^\([a-z]*\)>=/\1==/p')
+
+newest: .venv/.installed ## tests of the captioner and the commands with the newest fastai; what .venv has in its newest version is taken from there
+	$(call installed,newest,$(B)/python,-U fastai fastcore,$(B)/python $(WHERE) > "$$(build/newest/bin/python $(WHERE))/rest.pth")
+
+oldest: .venv/.installed ## the same with the oldest fastai and PyTorch that settings.ini admits (some GB in build/oldest)
+	$(call installed,oldest,$(B)/python,$(OLDEST) 'fastcore<2' 'plum-dispatch<2.10' pytest pytest-xdist,:)
+
+pythons: ## the same with each Python that is here (some GB in build for each)
+	@for p in $(notdir $(PYTHONS)); do if $$p -c pass >/dev/null 2>&1; then $(MAKE) --no-print-directory build/$$p || exit 1; else echo "no $$p here"; fi; done
+$(PYTHONS): build/python3.%:
+	$(call installed,$(@F),$(@F),pytest pytest-xdist,:)
 
 long: .venv/.installed ## the tests and the notebook cells that take long
 	$(NB_TEST) --flags slow
