@@ -186,6 +186,7 @@ class CaptionLearner(Learner):
     def _do_fit(self):
         keep_freed_memory()
         self.choose_input()
+        if bar := getattr(getattr(self, 'progress', None), 'mbar', None): bar.update(0)   # it measures from there, whatever the first epoch is
         for epoch in range(self.first_epoch, self.n_epoch):   # fastai's `SkipToEpoch` cannot be used with callbacks that look at scores
             self.epoch = epoch
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)

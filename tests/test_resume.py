@@ -1,6 +1,6 @@
 "A training that was interrupted, whenever and however, goes on where it was and ends as if nothing had happened"
 import builtins, errno, io, multiprocessing, os, random, resource, signal, threading, time, warnings
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from itertools import count
 
 import pytest, torch
@@ -28,13 +28,13 @@ def stop(): raise KeyboardInterrupt
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 def ctrl_c(): os.kill(os.getpid(), signal.SIGINT)
 
-def run(scenes, path, stages=STAGES, cbs=(), resume=False, save_minutes=10., cache=False):
+def run(scenes, path, stages=STAGES, cbs=(), resume=False, save_minutes=10., cache=False, bars=False):
     "Train with all that is random: order, augmentation, dropout, scheduled sampling; with `cache` the first stage on features"
     set_seed(3)
     learn = tiny_learner(load_dls(scenes, grouped=True, aug=Augment()), path=path, p=0.5, pr_force=0.8, metrics=[BleuMetric()], history=path/'history.csv')
     if resume: set_seed(7)   # nothing may depend on what was drawn before
     if cache: learn.cache_features(bs=4)
-    with learn.no_bar(), learn.no_logging():
+    with nullcontext() if bars else learn.no_bar(), nullcontext() if bars else learn.no_logging():
         learn.fit_stages(stages, [EarlyStoppingCallback('bleu4', patience=9), *cbs], resume, save_minutes)
     return learn
 
@@ -64,6 +64,13 @@ def test_resumed_run_is_the_same(scenes, whole, tmp_path, batch, minutes):
     with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, cbs=[At(batch, stop)], save_minutes=minutes)
     assert len(checkpoints(tmp_path)) == 2*(batch > 5)
     same(result(run(scenes, tmp_path, resume=True)), result(whole))
+
+def test_resumed_run_shows_its_progress(scenes, whole, tmp_path, capsys):
+    "As on a terminal: bars and a line for each epoch, from the one on in which it was broken off"
+    with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, cbs=[At(7, stop)])
+    same(result(run(scenes, tmp_path, resume=True, bars=True)), result(whole))
+    lines = [l.split() for l in capsys.readouterr().out.replace('\r', '\n').splitlines()]
+    assert [l[0] for l in lines if l[-1:] and ':' in l[-1] and len(l) > 4 and l[0].isdigit()] == ['1', '0', '1']
 
 def test_resume_after_the_end(scenes, whole):
     "A run that has come to its end only takes its best weights"
