@@ -169,7 +169,7 @@ class Encoder(nn.Module):
     def folded(self)->'Encoder':
         "A copy for inference alone, batch normalisation folded into the convolutions before it: the same features but for rounding, in less time"
         res = copy.deepcopy(self).eval()
-        with suppress(TraceError): res.body = fuse(res.body)   # some of timm's networks cannot be traced: they stay as they are
+        with suppress(TraceError, TypeError): res.body = fuse(res.body)   # a network that cannot be traced stays as it is: some of timm's, and to PyTorch 2.7 that of the scenes
         return res
 
     @property
