@@ -29,12 +29,12 @@ define installed
 	@rm -rf build/lib build/$(1) && $(2) -m venv build/$(1) && $(4)
 	build/$(1)/bin/python -m pip install -q . $(3) 2>build/$(1)/log || { cat build/$(1)/log >&2; exit 1; }
 	@cd build/$(1) && bin/python -c 'import caption_fastai, fastai, torch, sys; print("Python", *sys.version_info[:3], "fastai", fastai.__version__, "torch", torch.__version__); assert "build/$(1)" in caption_fastai.__file__'
-	cd build/$(1) && OMP_NUM_THREADS=1 MPLBACKEND=Agg bin/python -m pytest -q $(addprefix ../../tests/test_,captioner.py cli.py) -n 2 -m 'not long'
+	cd build/$(1) && OMP_NUM_THREADS=1 MPLBACKEND=Agg bin/python -m pytest -q ../../tests/test_cli.py -n 2 -m 'not long'
 endef
 WHERE = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 OLDEST = $(shell sed -n '/^requirements/s/[a-z]*>=[0-9.]*/\n&\n/gp' settings.ini | sed -n 's/^\([a-z]*\)>=/\1==/p')
 
-newest: .venv/.installed ## tests of the captioner and the commands with the newest fastai; what .venv has in its newest version is taken from there
+newest: .venv/.installed ## tests of the commands with the newest fastai; what .venv has in its newest version is taken from there
 	$(call installed,newest,$(B)/python,-U fastai fastcore,$(B)/python $(WHERE) > "$$(build/newest/bin/python $(WHERE))/rest.pth")
 
 oldest: .venv/.installed ## the same with the oldest fastai and PyTorch that settings.ini admits (some GB in build/oldest)
