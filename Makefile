@@ -32,7 +32,7 @@ define installed
 	cd build/$(1) && OMP_NUM_THREADS=1 MPLBACKEND=Agg bin/python -m pytest -q ../../tests/test_cli.py -n 2 -m 'not long'
 endef
 WHERE = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
-OLDEST = $(shell sed -n '/^requirements/s/[a-z]*>=[0-9.]*/\n&\n/gp' settings.ini | sed -n 's/^\([a-z]*\)>=/\1==/p')
+OLDEST = $(shell sed -n 's/^requirements *= *//p' settings.ini | tr ' ' '\n' | sed -n -e 's/,.*//' -e 's/>=/==/p')
 
 newest: .venv/.installed ## tests of the commands with the newest fastai; what .venv has in its newest version is taken from there
 	$(call installed,newest,$(B)/python,-U fastai fastcore,$(B)/python $(WHERE) > "$$(build/newest/bin/python $(WHERE))/rest.pth")

@@ -412,7 +412,7 @@ def _go_on(dls, captioner, given):
 
 def _with_recipe(f):
     "Arguments that are not given come from `recipe`"
-    of_training = [k for k,p in inspect.signature(f).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    of_training = [k for k,p in inspect.signature(f).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]   # what goes on to the model is keyword-only
     @wraps(f)
     def inner(dls, *args, recipe=None, **kwargs):
         if recipe is None: return f(dls, *args, **kwargs)
