@@ -49,8 +49,17 @@ def _system(system):
     near = difflib.get_close_matches(system, SYSTEMS) or list(SYSTEMS)
     raise ValueError(f"system='{system}': there is no such system, did you mean {' or '.join(near)}? One of your own goes into SYSTEMS['{system}']")
 
+def _arguments(cls):
+    "What a system takes besides `vocab_sz` and `nf`; its `**kwargs` go to the class above"
+    known = []
+    for c in cls.__mro__:
+        ps = inspect.signature(c.__init__).parameters.values()
+        known += [p.name for p in ps if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind == p.VAR_KEYWORD for p in ps): break
+    return [n for n in dict.fromkeys(known) if n not in ('self', 'vocab_sz', 'nf')]
+
 def _check_kwargs(name, cls, kwargs):
-    known = list(inspect.signature(cls).parameters)[2:]
+    known = _arguments(cls)
     if bad := [k for k in kwargs if k not in known]:
         raise ValueError(f"{bad[0]}={kwargs[bad[0]]!r}: {name} has no such argument; it has {', '.join(known)}")
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from caption_fastai.captioner import Captioner
 from caption_fastai.captions import read_captions
+from caption_fastai.classic import ShowAndTell
 from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.decoder import Decoder, State
 from caption_fastai.encoder import CNNS, Encoder, arch_name
@@ -76,6 +77,12 @@ def test_add_a_system(dls, tmp_path, monkeypatch):
     fails(ValueError, lambda: Captioner.load(folder), 'GRUTell', 'SYSTEMS')
     monkeypatch.setitem(SYSTEMS, 'GRUTell', GRUTell)
     assert [str(c) for c in Captioner.load(folder).caption(list(hyps))] == list(hyps.values())
+
+def test_a_system_that_hands_its_arguments_on():
+    class Narrow(ShowAndTell):
+        def __init__(self, *args, width=8, **kwargs): super().__init__(*args, emb_sz=width, **kwargs)
+    assert caption_model(10, 'shapes_cnn', None, Narrow, width=6, n_hid=5).decoder.rnn.weight_ih_l0.shape == (20, 6)
+    fails(ValueError, lambda: caption_model(10, 'shapes_cnn', None, Narrow, widht=6), 'widht=6', 'width', 'n_layers')
 
 # Adding an encoder: its network, and its name
 
