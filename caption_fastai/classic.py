@@ -8,6 +8,7 @@ __all__ = ['ShowAndTell', 'Merge', 'MergeBidirectional']
 # %% ../nbs/07b_classic.ipynb #cell-003
 import torch
 from torch import nn, Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from .decoder import Decoder, State
@@ -27,6 +28,13 @@ def _along(rnn, x, packing, state=None):
 def _turn(state): return tuple(o.transpose(0, 1).contiguous() for o in state)   # rows come first in a `State`, layers in an `nn.LSTM`
 
 # %% ../nbs/07b_classic.ipynb #cell-008
+class _Standardised(nn.BatchNorm1d):
+    "Each feature less its mean over the pictures of a batch, by its spread; a picture alone takes those of the batches before it"
+    def __init__(self, nf): super().__init__(nf, affine=False)
+    def forward(self, feats):
+        if self.training and len(feats) == 1: return F.batch_norm(feats, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(feats)
+
 class ShowAndTell(Decoder):
     "CNN-LSTM: the picture is the first word (Vinyals et al. 2015, eq. 10 to 12)"
     pooled = True
@@ -39,7 +47,7 @@ class ShowAndTell(Decoder):
         p:float=0.5 # dropout on word vectors, between layers, and on the output
     ):
         super().__init__()
-        self.image,self.embedding = nn.Linear(nf, emb_sz),nn.Embedding(vocab_sz, emb_sz)
+        self.image,self.embedding = nn.Sequential(_Standardised(nf), nn.Linear(nf, emb_sz)),nn.Embedding(vocab_sz, emb_sz)
         self.rnn = nn.LSTM(emb_sz, n_hid, n_layers, batch_first=True, dropout=p if n_layers > 1 else 0.)
         self.out,self.drop = nn.Linear(n_hid, vocab_sz),nn.Dropout(p)
         self.start_words()
