@@ -7,6 +7,7 @@ from PIL import Image
 from torch import nn
 
 from caption_fastai.captioner import Caption, Captioner
+from caption_fastai.encoder import Encoder
 from caption_fastai.images import ImagePipeline
 from caption_fastai.inside import *
 from caption_fastai.mistakes import CaptionInterpretation, word_kind
@@ -50,6 +51,18 @@ def test_feature_maps_are_what_the_layers_put_out_and_leave_no_trace(trained, pi
     with torch.no_grad(): first = encoder.body[0](pipeline(pictures[0])[None])
     torch.testing.assert_close(maps['body.0'], first[0], rtol=1e-4, atol=1e-5)
     assert maps['body.3'].ndim == 3 and not any(m._forward_hooks for m in encoder.modules())
+
+def test_vgg16_layer_by_layer():
+    "The thirteen convolutions of configuration D (Simonyan and Zisserman 2015, table 1), a picture of 64 pixels halved four times"
+    encoder,pipeline,picture = Encoder('vgg16', None),ImagePipeline(size=64),square('red', 8, 8)
+    maps = feature_maps(encoder, picture, pipeline, layer_names(encoder))
+    assert [m.shape[0] for m in maps.values()] == [64]*2 + [128]*2 + [256]*3 + [512]*6
+    assert [m.shape[1] for m in maps.values()] == [64]*2 + [32]*2 + [16]*3 + [8]*3 + [4]*3
+    fig = plot_feature_maps(encoder, picture, pipeline, n=3)
+    assert [ax.get_ylabel().split('\n')[0] for ax in fig.axes[::4]] == [list(maps)[i] for i in (0, 3, 6, 9, 12)]
+    assert len(plot_filters(encoder, ncols=8).axes) == 64
+    fails(ValueError, lambda: feature_maps(encoder, picture, pipeline, ['body.31']), "layer 'body.31'", 'did you mean body.30')
+    plt.close('all')
 
 def test_top_patches_find_the_red_square():
     pics = [square('lime', 3, 3), square('red', 20, 8), square('blue', 8, 20), square((150, 0, 0), 5, 25)]
