@@ -192,11 +192,14 @@ def show_results(x:TensorImage, y:TensorCaption, samples, outs, ctxs=None, max_n
 # %% ../nbs/03_data.ipynb #cell-024
 def _items(df, vocab, max_len, grouped):
     "Items of a table, and how many captions were cut"
-    toks = [vocab.tokenize(c) for c in df.caption]
-    sides = set(df.image[[says_side(t) for t in toks]])
-    pairs = [(im, tuple(vocab.encode(c, max_len))) for im,c in zip(df.image, df.caption)]
+    pairs,sides,cut = [],set(),0
+    for im,c in zip(df.image, df.caption):
+        toks = vocab.tokenize(c)
+        pairs.append((im, tuple(vocab.encode(c, max_len))))
+        if says_side(toks): sides.add(im)
+        cut += len(toks) > max_len
     if grouped: pairs = [(im, tuple(ids)) for im,ids in groupby(pairs, 0, 1).items()]
-    return [CaptionItem(im, i, im not in sides) for im,i in pairs], sum(len(t) > max_len for t in toks)
+    return [CaptionItem(im, i, im not in sides) for im,i in pairs], cut
 
 def _length(item):
     "Length of an item's caption, or the median of its captions, by which batches are sorted"

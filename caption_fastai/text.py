@@ -7,9 +7,9 @@ __all__ = ['JOINS', 'PAD', 'UNK', 'BOS', 'EOS', 'SPECIALS', 'MAX_VOCAB', 'tokeni
            'build_vocab', 'save_vocab', 'load_vocab', 'read_vectors', 'vocab_vectors']
 
 # %% ../nbs/02_text.ipynb #cell-003
-import json, re
+import json, re, sys
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -36,9 +36,13 @@ def tokenize(
     punct:bool=False # keep punctuation as tokens of their own?
 )->list[str]: # its words
     "Words of `text`: nltk's Treebank tokens, lower-cased, without punctuation"
+    return list(_tokens(text, lower, punct))
+
+@lru_cache(2**16)   # captions are read for the vocabulary, for their ids, and again by each evaluation
+def _tokens(text, lower, punct):
     text = re.sub(_controls, ' ', text).replace('’', "'")
     toks = _tokenizer().tokenize(text.lower() if lower else text)
-    return toks if punct else [b for b in map(_bare, toks) if b]
+    return tuple(map(sys.intern, toks if punct else filter(None, map(_bare, toks))))
 
 # %% ../nbs/02_text.ipynb #cell-009
 # spaces that are left out: in words that the tokeniser splits, before what ends a word or a phrase, after what begins one

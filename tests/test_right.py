@@ -1,13 +1,16 @@
 "What keeps the results right, from data to scores"
 import itertools, math, random
+from collections import Counter
 
 import pandas as pd, pytest, torch
 from fastai.torch_core import set_seed
 
+from caption_fastai import text
 from caption_fastai.callbacks import CaptionLoss, attention_penalty
 from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.decoder import AttentionDecoder, Packing
 from caption_fastai.learner import Stage
+from caption_fastai.metrics import score_captions
 from caption_fastai.model import SYSTEMS
 from caption_fastai.search import beam_search, caption_images, greedy_search, search
 from caption_fastai.text import Vocab, cap_lens
@@ -275,6 +278,19 @@ def test_vocabulary_is_of_training_captions(tmp_path):
     # 'common' is there 12 times in all, 6 of them in training
     with pytest.raises(ValueError, match='min_freq=7'): load_dls(folder, size=32, min_freq=7)
     assert all(dls.vocab.unk_idx in o.ids for o in dls.valid_ds.items)
+
+def test_a_caption_is_split_into_words_once(tmp_path, monkeypatch):
+    "For vocabulary, ids, mirroring and the scores of two evaluations"
+    split,tokenizer = Counter(),text._tokenizer()
+    class Counting:
+        def tokenize(self, caption): split[caption] += 1; return tokenizer.tokenize(caption)
+    monkeypatch.setattr(text, '_tokenizer', Counting)
+    folder = word_folder(tmp_path/'a', dict(train=['0.jpg', '1.jpg'], valid=['2.jpg'], test=['3.jpg']))
+    text._tokens.cache_clear()
+    dls = load_dls(folder, size=32)
+    refs,known = dls.refs('valid'),[c for cs in dls.refs('train').values() for c in cs]
+    for _ in range(2): score_captions({i: 'common valid' for i in refs}, refs, known=known, measures=['bleu'])
+    assert set(split) == {'common train own0', 'common train own1', 'common valid own2', 'common valid'} and set(split.values()) == {1}
 
 @pytest.mark.parametrize('splits', [{}, dict(train=range(12)), dict(train=range(8), valid=range(8, 12)),
                                     dict(train=range(8), test=range(8, 12))], ids=str)
