@@ -108,7 +108,7 @@ class Merge(Decoder):
     def forced(self, feats, caps, packing):
         x = _along(self.rnn, self.drop(self.embedding(packing.pack(caps))), packing)
         owner = _owners(packing, len(feats), feats.device)
-        image = self.see(feats)[torch.cat([owner[:n] for n in packing.sizes])]
+        image = self.see(feats).index_select(0, torch.cat([owner[:n] for n in packing.sizes]))
         return self.logits(image, x), _no_alpha(x)
 
 # %% ../nbs/07b_classic.ipynb #cell-014

@@ -338,6 +338,26 @@ def batches(scenes, num_workers, epoch=0, **kw):
 
 def same_batches(a, b): return len(a) == len(b) and all(torch.equal(x, y) for p,q in zip(a, b) for x,y in zip(p, q))
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2); yield
+    torch.set_num_threads(before)
+
+@pytest.mark.parametrize('system,kw,pr_force', [*((s, {}, 1.) for s in SYSTEMS if s != 'merge_bidirectional'), ('show_attend_tell', dict(cell='gru'), 1.), ('show_attend_tell', {}, 0.5)], ids=str)
+def test_gradients_are_the_same_bit_for_bit_with_several_threads(system, kw, pr_force, two_threads):
+    "Threads may not add up the gradients of an image's captions in the order in which they come to an end"
+    dec,k = SYSTEMS[system](50, 64, 64, n_hid=512, p=0.5, **kw),5
+    dec.pr_force = pr_force
+    feats,caps = torch.randn(16, *[] if dec.pooled else [9], 64),torch.randint(4, 50, (16, k, 8))
+    caps[torch.arange(8) >= torch.randint(3, 9, (16, k, 1))] = Vocab.pad_idx
+    def grads():
+        torch.manual_seed(1); dec.zero_grad()
+        CaptionLoss()(dec(feats, caps)[0], caps).backward()
+        return {n: p.grad.clone() for n,p in dec.named_parameters()}
+    first = grads()
+    for _ in range(5): assert not changed(first, grads())
+
 def test_random_numbers_come_from_seed_epoch_and_item(scenes):
     "Order and augmentation depend on these three: not on the number of workers, nor on epochs before"
     alone = batches(scenes, 0)
