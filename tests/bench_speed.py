@@ -59,6 +59,8 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 5.)
         self.opt.step()
 
+speeds = {}   # captions a second of this and of the textbook, of `epoch_stage1` seconds
+
 def seconds(f, *args):
     start = time.perf_counter(); f(*args)
     return time.perf_counter() - start
@@ -92,8 +94,9 @@ def training(rounds):
         caps = [captions(l) for l in batches(32, k, rounds)]
         some = [c if k == 1 else c.flatten(0, 1)[torch.randperm(32*k)[:32]] for c in caps]   # the textbook takes 32 captions at a time
         t = interleaved(rounds, fast=lambda r: fast(own, caps[r]), text=lambda r: slow(feats, some[r]))
-        res[key] = t['text']/(t['fast']/k)
-        print(f"{key}: {res[key]:.1f} times the textbook ({32*k/t['fast']:.0f} captions a second, the textbook {32/t['text']:.0f})", flush=True)
+        speeds[key] = 32*k/t['fast'],32/t['text']
+        res[key] = speeds[key][0]/speeds[key][1]
+        print(f"{key}: {res[key]:.1f} times the textbook ({speeds[key][0]:.0f} captions a second, the textbook {speeds[key][1]:.1f})", flush=True)
     return res
 
 @torch.no_grad()
@@ -116,9 +119,10 @@ def searching(rounds):
         true = slow(0)
         assert [h.ids for h in found[::8]] == [ids for ids,_ in true] and all(abs(h.score - s) < 1e-3 for h,(_,s) in zip(found[::8], true))
         t = interleaved(rounds, fast=fast, text=slow)
-        res[key] = t['text']/len(true)/(t['fast']/n)
+        speeds[key] = n/t['fast'],len(true)/t['text']
+        res[key] = speeds[key][0]/speeds[key][1]
         words = sum(len(h.ids) for h in found)/n
-        print(f"{key}: {res[key]:.1f} times the textbook, {n/t['fast']:.1f} captions a second of {words:.1f} words, the same as the textbook's", flush=True)
+        print(f"{key}: {res[key]:.1f} times the textbook ({speeds[key][0]:.1f} captions a second of {words:.1f} words, the same as the textbook's at {speeds[key][1]:.2f})", flush=True)
     return res
 
 def flickr(data, path, **kw):
@@ -178,6 +182,7 @@ def epoch(data, path):
     print(f"epoch_stage1: {slow/fast:.1f} times the textbook ({fast:.0f} s for {n} captions; the textbook {slow:.0f} s: a batch of 32 "
           f"{t['load']/2:.2f} s to load, {t['encode']:.2f} s to encode, {t['step']:.2f} s to train). "
           f"The matrix products alone, which both need, take {alone:.0f} s: {slow/alone:.1f} times", flush=True)
+    speeds['epoch_stage1'] = fast,slow
     return dict(epoch_stage1=slow/fast)
 
 _MEMORY = """
@@ -233,17 +238,21 @@ def scaling(data, path, rounds):
         print(f'{k} words: {1000*s:.0f} ms a step of 160 captions', flush=True)
     return rows
 
-def plot(res, fname):
-    "Bars: how many times faster than the textbook"
+def plot(fname):
+    "The time of an epoch, and captions a second, of the textbook and of this"
     import matplotlib; matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    names = dict(train_same_32='training,\n1 caption\nan image, 14x14', train_5cap_14='training,\n5 captions\nan image, 14x14', train_5cap_7='training,\n5 captions\nan image, 7x7',
-                 beam3_64='beam 3,\n64 images', beam5_64='beam 5,\n64 images', beam3_1='beam 3,\none image', epoch_stage1='stage-1 epoch\nFlickr8k, cached')
-    keys = [k for k in names if k in res]
-    fig,ax = plt.subplots(figsize=(9, 3.4), layout='constrained')
-    bars = ax.bar([names[k] for k in keys], [res[k] for k in keys], color='tab:blue')
-    ax.bar_label(bars, fmt='%.1f', fontsize=10); ax.axhline(1, color='grey', lw=1)
-    ax.set_ylabel('times the textbook'); ax.tick_params(axis='x', labelsize=8); ax.spines[['top', 'right']].set_visible(False)
+    names = dict(train_same_32='training,\n1 caption a\npicture, 14x14', train_5cap_14='training,\n5 captions a\npicture, 14x14', train_5cap_7='training,\n5 captions a\npicture, 7x7',
+                 beam3_64='beam 3,\n64 pictures', beam5_64='beam 5,\n64 pictures', beam3_1='beam 3,\n1 picture')
+    fig,(left,right) = plt.subplots(1, 2, figsize=(10, 3.4), width_ratios=(1, 5), layout='constrained')
+    for i,(name,color) in enumerate((('caption_fastai', 'tab:blue'), ('textbook', '0.65'))):
+        v = [speeds[k][i] for k in names]
+        bars = right.bar([j + 0.4*i for j in range(len(v))], v, 0.4, color=color, label=name)
+        right.bar_label(bars, [f'{x:.2g}' if x < 100 else f'{x:.0f}' for x in v], fontsize=9)
+        if 'epoch_stage1' in speeds: left.bar_label(left.bar(i, speeds['epoch_stage1'][i]/60, color=color), fmt='%.1f', fontsize=9)
+    left.set_xticks([]); left.margins(y=0.08); left.set_title('minutes an epoch,\nstage 1 on Flickr8k', fontsize=10)
+    right.set_xticks([j + 0.2 for j in range(len(names))], names.values(), fontsize=8); right.set_yscale('log'); right.set_title('captions a second', fontsize=10); right.legend(frameon=False)
+    for ax in (left, right): ax.spines[['top', 'right']].set_visible(False)
     fig.savefig(fname, dpi=110)
 
 def plot_scaling(rows, fname):
@@ -277,6 +286,6 @@ def main():
                 Path(o.scaling).write_text('what,size,ms\n' + ''.join(f'{a},{b},{c:.3f}\n' for a,b,c in rows))
                 plot_scaling(rows, Path(o.scaling).with_suffix('.png'))
     if o.json: Path(o.json).write_text(json.dumps(res, indent=1))
-    if o.plot: plot(res, o.plot)
+    if o.plot: plot(o.plot)
 
 if __name__ == '__main__': main()
