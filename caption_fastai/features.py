@@ -116,17 +116,20 @@ def build_features(
     OSError if the disk has no room or another process is at it, ValueError if the file has other features"""
     keep_freed_memory()
     fname,key = Path(fname),feature_key(encoder, pipeline, images)
+    if fname.exists() and not rebuild: print(f'{fname.name}: features are there')   # whole, so without the lock: others may read it too, or the disk is read-only
+    else: _build(encoder, pipeline, images, fname, key, bs, num_workers, rebuild)
+    return FeatureCache(fname, images, key)
+
+def _build(encoder, pipeline, images, fname, key, bs, num_workers, rebuild):
     part = fname.with_name(fname.name + '.part')
     fname.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f'{fname}.lock', timeout=0):
             if rebuild:
                 for f in (fname, part): f.unlink(missing_ok=True)
-            if fname.exists(): print(f'{fname.name}: features are there')
-            else:
-                _fill(part, encoder.folded(), pipeline, images, key, bs, num_workers)
-                os.replace(part, fname)
-            return FeatureCache(fname, images, key)
+            if fname.exists(): return   # made in the meantime
+            _fill(part, encoder.folded(), pipeline, images, key, bs, num_workers)
+            os.replace(part, fname)
     except Timeout: raise OSError(f'{fname}: another process makes these features right now; wait for it, or name another file') from None
 
 def _fill(part, encoder, pipeline, images, key, bs, num_workers):

@@ -108,6 +108,11 @@ def test_two_builders(encoder, images, tmp_path):
         fails(OSError, lambda: build_features(encoder, PIPELINE, images, tmp_path/'f'), tmp_path/'f', 'another process')
     build_features(encoder, PIPELINE, images, tmp_path/'f')
 
+def test_whole_features_need_no_lock(encoder, images, built):
+    "They are read while another process has the lock, be it one that reads them too, and on a disk where no lock can be made"
+    with FileLock(f'{built.fname}.lock'): again = build_features(encoder, PIPELINE, images, built.fname)
+    assert torch.equal(again(images[3]), built(images[3]))
+
 def test_picture_without_features(encoder, images, tmp_path):
     "A picture that cannot be read is named when features are made, and again when they are asked for"
     open(images[4], 'wb').write(b'no picture')
