@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .images import picture_batches
 from .text import Vocab
-from .decoder import State
+from .decoder import State, draw_words
 
 # %% ../nbs/09_search.ipynb #cell-005
 class Hypothesis(NamedTuple):
@@ -141,7 +141,7 @@ def sample_captions(
     caps,ended = [ids],torch.zeros_like(ids, dtype=torch.bool)
     for t in range(max_len):
         logits,state,_ = step(ids, state)
-        ids = torch.multinomial(_log_probs(logits, t).softmax(-1), 1)[:,0].masked_fill(ended, Vocab.pad_idx)
+        ids = draw_words(_log_probs(logits, t).softmax(-1)).clamp(min=Vocab.eos_idx).masked_fill(ended, Vocab.pad_idx)   # where scores are no numbers, an end
         caps.append(ids)
         ended = ended | (ids == Vocab.eos_idx)
         if ended.all(): break

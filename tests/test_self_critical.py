@@ -1,9 +1,10 @@
 "Training on captions of its own"
-import pytest
+import pytest, torch
 from fastai.vision.all import set_seed
 
 from caption_fastai.callbacks import SelfCritical
 from caption_fastai.data import CaptionDataLoaders
+from caption_fastai.decoder import draw_words
 from caption_fastai.learner import caption_learner
 from caption_fastai.recipes import Stage
 from helpers import fails
@@ -34,5 +35,11 @@ def test_as_a_stage(dls, tmp_path):
     with learn.no_bar(), learn.no_logging(): learn.fit_stages([Stage(2, 1e-2, freeze=True), Stage(1, slice(1e-5, 1e-3)), Stage(1, 1e-4, freeze=True, self_critical=True)])
     losses = [float(r['train_loss']) for r in learn.history.rows]
     assert [r['stage'] for r in learn.history.rows] == [1, 1, 2, 3] and losses[2] > 1 > abs(losses[3])
+
+def test_words_are_drawn_as_torch_does():
+    p = torch.rand(50, 9).softmax(-1)
+    set_seed(1); drawn = draw_words(p)
+    set_seed(1)
+    assert torch.equal(drawn, torch.multinomial(p, 1)[:,0])
 
 def test_a_caption_alone_has_nothing_to_be_compared_with(): fails(ValueError, lambda: SelfCritical(1), 'k=1', '2 or more')
