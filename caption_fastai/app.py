@@ -17,6 +17,7 @@ from pathlib import Path
 warnings.filterwarnings('ignore', message='.*torch.jit.script.* is deprecated', category=FutureWarning)   # of a library that fastai imports
 import matplotlib.pyplot as plt
 from fastai.vision.all import Callback, get_image_files, num_distrib, rank_distrib, set_seed, valley
+from torch import OutOfMemoryError
 from tqdm import tqdm
 
 from .attribution import pointing_game, pointing_table
@@ -33,11 +34,12 @@ from .shapes import read_scenes, score_scenes
 
 # %% ../nbs/15_app.ipynb #cell-006
 @contextmanager
-def _one_line(command, resume=None): # `resume`: how to go on after an interruption
+def _one_line(command, resume=None, lower='--beam_sz'): # `resume`: how to go on after an interruption; `lower`: options that save memory
     "Errors of the input as one line on standard error with exit status 1, warnings as one line each"
     show,warnings.showwarning = warnings.showwarning,lambda message, *args, **kwargs: print(f'{command}: {message}', file=sys.stderr)
     try: yield
     except (ValueError, OSError) as e: sys.exit(f'{command}: ' + ' '.join(str(e).split('\n\t')[-1].split()))   # fastai puts a line of its own before
+    except OutOfMemoryError: sys.exit(f'{command}: out of GPU memory: lower {lower}, or end what else is on the GPU')
     except KeyboardInterrupt: sys.exit(f"{command}: interrupted{f'; {resume}' if resume else ''}")
     finally: warnings.showwarning = show
 
@@ -199,7 +201,7 @@ def caption_train(
 ):
     "Train a captioner in stages and save it: `caption_train --help`"
     o,out = (args := _train_parser().parse_args(argv)),Path(args.out)
-    with _one_line('caption_train', 'with --resume it goes on from there'), open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere if rank_distrib() else sys.stdout):
+    with _one_line('caption_train', 'with --resume it goes on from there', '--bs or --size'), open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere if rank_distrib() else sys.stdout):
         shapes = o.data == 'shapes'
         o.recipe = o.recipe or ('scenes' if shapes else 'flickr8k')
         _check(o)

@@ -4,6 +4,7 @@ import json, shutil, warnings
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 
+from caption_fastai import app
 from caption_fastai.app import caption_evaluate, caption_predict, caption_train
 from caption_fastai.captioner import Captioner
 from caption_fastai.captions import read_captions, read_folder
@@ -350,6 +351,12 @@ def test_beam_out_of_range(scenes, captioner, captioner_dir, photos):
     assert captioner.caption(photos[0], beam_sz=K).text
     command_fails(caption_predict, [captioner_dir, photos[0], '--max_len', 0], 'max_len=0')
     fails(ValueError, lambda: captioner.caption(photos[0], beam_sz=2, n_best=3), 'n_best=3')
+
+def test_out_of_gpu_memory(folder, tmp_path, monkeypatch):
+    "Outside of the stages too, as where a rate is looked for"
+    def oom(*args): raise torch.OutOfMemoryError('CUDA out of memory.\nTried to allocate 1 GiB')
+    monkeypatch.setattr(app, '_lr_find', oom)
+    train_fails(folder, tmp_path, 'out of GPU memory: lower --bs or --size')
 
 # Saved captioners
 
