@@ -147,6 +147,6 @@ class BleuMetric(Metric):
 
 # %% ../nbs/11_callbacks.ipynb #cell-019
 class CountEpochs(Callback):
-    "Number the epochs of the training `DataLoader`, over several fits"
+    "Number the epochs of the training `DataLoader`, over several fits; those of `lr_find` do not count"
     def before_epoch(self): self.dls.train.epoch = self.n_done = getattr(self, 'n_done', 0)
-    def after_train(self): self.n_done += 1
+    def after_train(self): self.n_done += not hasattr(self.learn, 'lr_finder')
