@@ -3,9 +3,9 @@ import builtins, errno, io, multiprocessing, os, random, resource, signal, threa
 from contextlib import nullcontext, redirect_stdout
 from itertools import count
 
-import pytest, torch
+import numpy as np, pytest, torch
 from fastai.callback.core import Callback
-from fastai.callback.tracker import EarlyStoppingCallback
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.torch_core import set_seed
 
 from caption_fastai import features, learner
@@ -13,7 +13,7 @@ from caption_fastai.callbacks import BleuMetric
 from caption_fastai.data import Augment
 from caption_fastai.learner import Stage
 from caption_fastai.shapes import write_shapes
-from helpers import fails, load_dls, tensors, tiny_learner
+from helpers import changed, fails, load_dls, tensors, tiny_learner
 
 STAGES = [Stage(2, 1e-2, freeze=True, bs=8), Stage(2, slice(1e-4, 1e-3), bs=16)]   # 5, 5, 3, 3 batches
 
@@ -28,13 +28,14 @@ def stop(): raise KeyboardInterrupt
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 def ctrl_c(): os.kill(os.getpid(), signal.SIGINT)
 
-def run(scenes, path, stages=STAGES, cbs=(), resume=False, save_minutes=10., cache=False, bars=False):
+def run(scenes, path, stages=STAGES, cbs=(), resume=False, save_minutes=10., cache=False, bars=False, find=False):
     "Train with all that is random: order, augmentation, dropout, scheduled sampling; with `cache` the first stage on features"
     set_seed(3)
     learn = tiny_learner(load_dls(scenes, grouped=True, aug=Augment()), path=path, p=0.5, pr_force=0.8, metrics=[BleuMetric()], history=path/'history.csv')
     if resume: set_seed(7)   # nothing may depend on what was drawn before
     if cache: learn.cache_features(bs=4)
     with nullcontext() if bars else learn.no_bar(), nullcontext() if bars else learn.no_logging():
+        if find: learn.lr_find(num_it=7, show_plot=False, suggest_funcs=None)
         learn.fit_stages(stages, [EarlyStoppingCallback('bleu4', patience=9), *cbs], resume, save_minutes)
     return learn
 
@@ -71,6 +72,47 @@ def test_resumed_run_shows_its_progress(scenes, whole, tmp_path, capsys):
     same(result(run(scenes, tmp_path, resume=True, bars=True)), result(whole))
     lines = [l.split() for l in capsys.readouterr().out.replace('\r', '\n').splitlines()]
     assert [l[0] for l in lines if l[-1:] and ':' in l[-1] and len(l) > 4 and l[0].isdigit()] == ['1', '0', '1']
+
+def test_batch_size_of_the_stage_before(scenes, tmp_path):
+    "A stage without a batch size of its own has that of the stage before when it is resumed, too: 5 batches"
+    stages = [Stage(1, 1e-2, freeze=True, bs=8), Stage(1, 1e-3)]
+    with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, stages, cbs=[At(7, stop)], save_minutes=0)
+    assert run(scenes, tmp_path, stages, resume=True).history.rows[-1]['batches'] == 10
+
+def test_lr_find_leaves_no_trace(scenes, whole, tmp_path):
+    "Nor does a run depend on whether a rate was looked for before: one that is resumed does without"
+    learn = run(scenes, tmp_path, STAGES[:1], find=True)
+    assert list(map(float, learn.history.losses)) == list(map(float, whole.history.losses))[:10]
+
+def test_half_a_step(scenes, whole, tmp_path):
+    "Gradients of a batch that was broken off before its step do not count when the same learner goes on"
+    class Break(Callback):
+        def before_step(self):
+            if len(self.history.losses) == 7: self.broken = self.learn; stop()
+    with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, cbs=[cb := Break()])
+    learn = cb.broken
+    with learn.no_bar(), learn.no_logging(): learn.fit_stages(STAGES, [EarlyStoppingCallback('bleu4', patience=9)], resume=True)
+    same(result(learn), result(whole))
+
+def test_callbacks_that_keep_a_score(scenes, tmp_path):
+    "Each goes on from its own best score; one may be left out"
+    def worst(): return SaveModelCallback('valid_loss', comp=np.greater, fname='worst')
+    with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, STAGES[:1], cbs=[worst(), ReduceLROnPlateau('bleu4', patience=9), At(7, stop)])
+    learn = run(scenes, tmp_path, STAGES[:1], cbs=[cb := worst()], resume=True)
+    first,second = (r['valid_loss'] for r in learn.history.rows)
+    assert cb.best == first > second
+
+def test_a_new_run_where_another_was_not_done(scenes, tmp_path):
+    "Without resume the checkpoint of a run that was not at its end is kept, with a warning, and that of one that was is not"
+    with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, STAGES[:1], cbs=[At(7, stop)])
+    last, = checkpoints(tmp_path)
+    raw,kept = last.read_bytes(),tmp_path/'models'/'unfinished.pth'
+    with pytest.warns(UserWarning, match=rf'not at its end.*unfinished.pth.*{last.name}'): run(scenes, tmp_path, STAGES[:1])
+    assert kept.read_bytes() == raw
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*not at its end')
+        run(scenes, tmp_path, STAGES[:1])
+    assert kept.read_bytes() == raw and checkpoints(tmp_path)[-1].name == 'progress_000001_end.pth'
 
 def test_resume_after_the_end(scenes, whole):
     "A run that has come to its end only takes its best weights"
@@ -118,7 +160,7 @@ def test_killed_at_any_moment(scenes, on_features, tmp_path, i):
     whole,seconds = on_features
     rng = random.Random(i)
     def soon(most): threading.Timer(rng.uniform(0, most), kill).start()
-    def arm():
+    def arm(seconds):
         if i % 3 == 0: return soon(seconds)
         module,name,n = (features, '_forward', 14) if i % 3 == 1 else (learner, '_write', 24)
         f,calls,at = getattr(module, name),count(),rng.randrange(n)
@@ -126,10 +168,10 @@ def test_killed_at_any_moment(scenes, on_features, tmp_path, i):
             if next(calls) == at: soon(0.02)
             return f(*args)
         setattr(module, name, then)
-    assert killed(scenes, tmp_path, arm, cache=True, save_minutes=0) or i % 3 == 0
-    same(result(run(scenes, tmp_path, resume=True, cache=True)), result(whole))
-    assert (tmp_path/'features').read_bytes() == (whole.path/'features').read_bytes()
-    assert {f.name for f in tmp_path.iterdir()} == {'features', 'features.lock', 'history.csv', 'models'}
+    path = next(p for n in range(9) if killed(scenes, p := tmp_path/str(n), lambda: arm(seconds/2**n), cache=True, save_minutes=0))   # one that came to its end tells nothing
+    same(result(run(scenes, path, resume=True, cache=True)), result(whole))
+    assert (path/'features').read_bytes() == (whole.path/'features').read_bytes()
+    assert {f.name for f in path.iterdir()} == {'features', 'features.lock', 'history.csv', 'models'}
 
 def test_ctrl_c(scenes, whole, tmp_path):
     "Ctrl-C saves after the batch and says how to go on; afterwards Ctrl-C is what it was"
@@ -159,11 +201,44 @@ def test_damaged_checkpoints(scenes, whole, tmp_path):
         warnings.simplefilter('ignore')
         fails(ValueError, lambda: run(scenes, tmp_path, resume=True), 'all checkpoints are damaged')
 
+def unreadable(m, file):
+    "A disk that cannot read `file`"
+    def opened(f, mode='r', *args, open=io.open, **kwargs):
+        if str(f) == str(file) and mode == 'rb': raise OSError(errno.EIO, os.strerror(errno.EIO), str(f))
+        return open(f, mode, *args, **kwargs)
+    m.setattr(io, 'open', opened)
+
+@pytest.mark.parametrize('fault', ['damaged', os.strerror(errno.EIO)])
+def test_a_damaged_checkpoint_does_not_count(scenes, tmp_path, monkeypatch, fault):
+    "After the next save the good one before it is still there, and it is not"
+    with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, cbs=[At(7, stop)], save_minutes=0)
+    good,bad = checkpoints(tmp_path)
+    with monkeypatch.context() as m, pytest.warns(UserWarning, match=f'{bad.name}: {fault}, passed over'), pytest.raises(KeyboardInterrupt):
+        if fault == 'damaged': bad.write_bytes(b'')
+        else: unreadable(m, bad)
+        run(scenes, tmp_path, cbs=[At(7, stop)], resume=True, save_minutes=0)
+    assert good in checkpoints(tmp_path) and bad not in checkpoints(tmp_path) and len(checkpoints(tmp_path)) == 2
+
+class Damage(Callback):
+    "Other weights in the file of the best ones, after they were written"
+    order = 62
+    def after_epoch(self):
+        if self.epoch == 1:
+            self.last,file = tensors(self.model),self.path/'models'/'best.pth'
+            torch.save({k: v*0 for k,v in self.last.items()}, file)
+
 def test_damaged_best_weights(scenes, tmp_path):
-    "The last weights take the place of best ones that are damaged"
+    "The last weights take the place of best ones that are damaged, found where the run is resumed or where a stage ends"
     with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, cbs=[At(7, stop)])
-    (tmp_path/'models'/'best.pth').write_bytes(b'')
-    with pytest.warns(UserWarning, match='best.pth: not the weights that were best'): run(scenes, tmp_path, resume=True)
+    best = tmp_path/'models'/'best.pth'
+    before = torch.load(best, weights_only=False)
+    best.write_bytes(b'')
+    class Look(Callback):
+        def before_train(self): self.read = torch.load(best, weights_only=False)
+    with pytest.warns(UserWarning, match='best.pth: not the weights that were best'), pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, cbs=[look := Look(), At(7, stop)], resume=True)
+    assert not changed(before, look.read)   # of the only epoch so far
+    with pytest.warns(UserWarning, match='best.pth: not the weights that were best'): learn = run(scenes, tmp_path/'end', STAGES[:1], cbs=[damage := Damage()])
+    assert not changed(damage.last, tensors(learn.model))
 
 def test_full_disk(scenes, whole, tmp_path, monkeypatch):
     "A disk that is full stops the run with the numbers; what was saved is still there, and good"
@@ -201,6 +276,11 @@ def test_broken_disk(scenes, on_features, tmp_path, monkeypatch, n, fault):
         finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2)
     same(result(run(scenes, tmp_path, resume=True, cache=True)), result(on_features[0]))
 
+def test_read_only_from_the_first_file_on(tmp_path, monkeypatch):
+    "Where not even a folder can be made"
+    broken_disk(monkeypatch, tmp_path, 0, read_only)
+    fails(OSError, lambda: learner._write(tmp_path/'a'/'models'/'file', b'x'), 'Read-only file system: 0.0 MB to write', 'MB free', tmp_path/'a'/'models'/'file')
+
 class Poison(Callback):
     "The batch after the n-th of all makes no number"
     def __init__(self, n): self.n = n
@@ -214,6 +294,27 @@ def test_loss_is_no_number(scenes, tmp_path):
     for f in checkpoints(tmp_path):
         model = torch.load(io.BytesIO(f.read_bytes()[16:]), weights_only=False)['model']
         assert all(v.isfinite().all() for v in model.values())
+
+@pytest.mark.parametrize('stages', [STAGES, [STAGES[0], Stage(1, 1e-3, self_critical=True)]], ids=['scheduled_sampling', 'self_critical'])
+def test_scores_are_no_numbers(scenes, tmp_path, stages):
+    "Where the model draws words of its own the run stops with the same message"
+    class Numb(Callback):
+        order = -9   # before captions are drawn
+        def before_batch(self):
+            if self.training and len(self.history.losses) == 11: self.model.decoder.out.bias.data[7] = float('nan')
+    with pytest.raises(ValueError, match='the loss is nan in epoch 0, batch 1') as e: run(scenes, tmp_path, stages, cbs=[Numb()])
+    assert str(e.value).count('.jpg') == 16 - 8*(stages is not STAGES) and checkpoints(tmp_path)[-1].name in str(e.value)
+
+@pytest.mark.parametrize('n,where,cbs', [(6, 'epoch 1, batch 1', [At(7, ctrl_c)]), (9, 'epoch 1, batch 4', [])], ids=['ctrl_c', 'epoch'])
+def test_weights_are_no_numbers(scenes, tmp_path, n, where, cbs):
+    "A gradient that is no number stops the run before anything is scored or saved, at the end of an epoch or at Ctrl-C, and nothing is said to be saved"
+    class BadStep(Callback):
+        def before_step(self):
+            if len(self.history.losses) == n: next(self.model.decoder.parameters()).grad[:] = float('nan')
+    with pytest.raises(ValueError, match=f'weights are no numbers after the step in {where}, of .*jpg; good weights are in .*progress_000000.pth, best.pth'):
+        run(scenes, tmp_path, STAGES[:1], cbs=[BadStep(), *cbs])
+    assert len(checkpoints(tmp_path)) == 1
+    assert all(v.isfinite().all() for v in torch.load(tmp_path/'models'/'best.pth', weights_only=False).values())
 
 def test_out_of_gpu_memory(scenes, tmp_path):
     "The message says what to lower"
