@@ -501,16 +501,16 @@ def _hint(*names):
 
 # %% ../nbs/01_captions.ipynb #cell-078
 def _json_rows(files, base, reader=None, skip_missing=False):
-    "The rows of `files` and names of their data sets"
-    rows,notes,names = [],[],[]
+    "The rows of `files`, with notes and images without captions in `.attrs`, and names of their data sets"
+    rows,notes,names,bare = [],[],[],{}
     for file in files:
         d = _json(file)
         r,n,name = _forms[_form(d, file, reader)](d, file, base, skip_missing)
-        if bare := [im for _,(im,caps,_) in r if not caps]: n.append(_left_out(f'no caption for {_some(bare)}', file, skip_missing))
+        if no := {im: f'{file.name}, images[{i}]' for i,(im,caps,_) in r if not caps}: n.append(_left_out(f'no caption for {_some(no)}', file, skip_missing))
         rows += [(f'{file.name}, images[{i}]', row) for i,row in r if row[1]]
-        notes += n; names.append(name)
+        notes += n; names.append(name); bare |= no
     df = _frame(rows, ['image', 'caption', 'split'], files[0].parent, 'file')
-    df.attrs['notes'] = notes
+    df.attrs.update(notes=notes, bare=bare)
     return df,names
 
 def _read_json(files, reader=None, img_path=None, skip_missing=False, **kw):

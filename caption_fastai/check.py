@@ -63,9 +63,13 @@ def _scripts(texts):
     del res[None]
     return res
 
+_alike = {'LATIN', 'CYRILLIC', 'GREEK'}   # of these many letters look the same
+
 def _other_script(text, rare):
-    for w in [] if text.isascii() else re.findall(r'[^\W\d_]{3,}', text):
-        if (s := _script(w[0])) in rare: return f'{w!r} is {s.title()}'
+    for w in [] if text.isascii() else re.findall(r'[^\W\d_]{2,}', text):
+        if w.isascii(): continue
+        if len(mixed := _alike & set(map(_script, w))) > 1: return f"{w!r} mixes {' and '.join(s.title() for s in sorted(mixed))}"
+        if len(w) > 2 and (s := _script(w[0])) in rare: return f'{w!r} is {s.title()}'
 
 # %% ../nbs/02c_check.ipynb #cell-014
 _MARGIN,_MAX_BITS,_MAX_MEAN,_MAX_DIFF,_BLANK = 4,4,8,64,8
@@ -73,11 +77,12 @@ _MARGIN,_MAX_BITS,_MAX_MEAN,_MAX_DIFF,_BLANK = 4,4,8,64,8
 def _look(path):
     "Check sum (16 bytes), hash (64,) of bool, thumbnail (16,16,3) of a picture, or why it cannot be read"
     try:
-        img = open_image(path, at_least=32)
+        raw = Path(path).read_bytes()
+        img = open_image(raw, at_least=32)
         grey = np.asarray(img.convert('L').resize((9, 8), Image.Resampling.BOX)).astype(int)
         thumb = np.asarray(img.resize((16, 16), Image.Resampling.BOX))
-        return blake2b(Path(path).read_bytes(), digest_size=16).digest(), (grey[:,1:] > grey[:,:-1] + _MARGIN).ravel(), thumb
-    except (OSError, ValueError) as e: return str(e).removeprefix(f'{path}: ')
+        return blake2b(raw, digest_size=16).digest(), (grey[:,1:] > grey[:,:-1] + _MARGIN).ravel(), thumb
+    except (OSError, ValueError) as e: return re.sub(r'^the picture given as bytes: | <\S+ object at \w+>', '', str(e))
 
 def _near_pairs(
     bits, # (n,64), bool
@@ -103,22 +108,29 @@ def _joined(n, pairs):
 
 # %% ../nbs/02c_check.ipynb #cell-018
 def _rows(path, find):
-    "(image, caption, split) of a data set's files as they stand, indexed by line, and the folder of its pictures"
+    "(image, caption, split) of a data set's files as they stand, indexed by line, the folder of its pictures, and names without captions that `find` has been told of"
     read,at = _which(_exists(path))
-    if read is read_folder: return _folder_rows(at, _by_stem(at)), at
+    if read is read_folder:
+        pics = _by_stem(at)
+        for stem,(n,*more) in pics.items():
+            if more: find('ambiguous', n, f"{stem}: {', '.join([n, *more])}")
+            if not (at/f'{stem}.txt').exists(): find('no_caption', n, f'there is no {stem}.txt')
+        return _folder_rows(at, pics), at, [n for ns in pics.values() for n in ns]
     if read is read_coco or isinstance(at, list):
         files = _coco_files(at) if read is read_coco else at
         base = _base(files[0], 'annotations')
         df,_ = _json_rows(files, base, skip_missing=True)
-        for note in df.attrs['notes']:   # pictures without a caption are found among the pictures
+        for note in df.attrs['notes']:
             if not note.startswith('left out, no caption'): find('missing', ', '.join(f.name for f in files), note)
-        return df,base
+        for name,where in df.attrs['bare'].items(): find('no_caption', where, name)
+        return df,base,df.attrs['bare']
     def bad(group): return lambda message: find(group, *message.split(': ', 1))
     df,base = (_token_rows if _is_token_file(at) else _csv_rows)(at, bad('form')),_base(at)
-    if 'split' not in df and 'image' in df and (named := _named_splits(base, bad('two_splits'))):
-        for name in named.keys() - set(df.image): find('bare', named[name][1], name)
-        df['split'] = df.image.map({n: s for n,(s,_) in named.items()}).astype(object)
-    return df,base
+    if 'split' in df or 'image' not in df or not (named := _named_splits(base, bad('two_splits'))): return df,base,[]
+    bare = sorted(named.keys() - set(df.image))
+    for name in bare: find('no_caption', named[name][1], name)
+    df['split'] = df.image.map({n: s for n,(s,_) in named.items()}).astype(object)
+    return df,base,bare
 
 def _tidy_rows(df):
     "Columns image, caption, split, words, where; nothing is left out"
@@ -136,6 +148,8 @@ _groups = dict( # group: (level, what it is, what to do)
     missing=('wrong', 'Images with captions but without a picture', 'correct the name or fetch the picture; or read with skip_missing=True'),
     ambiguous=('wrong', 'Names that several pictures have', 'remove one, or write its path into the caption file'),
     unreadable=('wrong', 'Pictures that cannot be read', 'fetch them again or remove them; training leaves them out'),
+    no_caption=('wrong', 'Images that the files name, or that must have a text file, without a caption', 'write one, or take the name or the picture out; or read with skip_missing=True'),
+    no_train=('wrong', 'Too few images to train on', 'name a training split; it needs two images where no validation split is named, as one becomes that'),
     two_splits=('wrong', 'Images in two splits', 'keep all captions of an image in one split, else scores are too good'),
     leak=('wrong', 'One picture in two splits, under several names', 'remove it from one split, else scores are too good'),
     near_leak=('wrong', 'Near-identical pictures in two splits', 'look at them; remove one from its split if they show the same, else scores are too good'),
@@ -144,7 +158,7 @@ _groups = dict( # group: (level, what it is, what to do)
     copies=('suspicious', 'One picture under several names', 'join their captions under one name, or remove the copies'),
     near_copies=('suspicious', 'Near-identical pictures', 'look at them; keep one if they show the same'),
     blank=('suspicious', 'Pictures of one colour', 'look at them; a placeholder may stand for a picture that was gone'),
-    bare=('suspicious', 'Pictures without captions', 'write captions, or leave it: they are passed over'),
+    bare=('suspicious', 'Pictures that no file names', 'write captions, or leave it: they are passed over'),
     no_split=('suspicious', 'Images in none of the splits that are named', 'add them to a split, or leave it: the readers leave them out'),
     few=('suspicious', 'Images with fewer captions than the others', 'see whether lines were lost; with fewer references BLEU is lower'),
     twice=('suspicious', 'A caption twice under one image', 'take one out, or write another'),
@@ -152,7 +166,7 @@ _groups = dict( # group: (level, what it is, what to do)
     markup=('suspicious', 'Markup', 'take it out; what is left of it becomes words'),
     long=('suspicious', f'Captions of more than {_MAX_WORDS} words', 'shorten them; training cuts them there'),
     short=('suspicious', f'Captions of fewer than {_MIN_WORDS} words', 'see whether they were cut short'),
-    script=('suspicious', 'Captions in another script', 'see whether they are meant to be there'),
+    script=('suspicious', 'Captions in another script, or with a word of two', 'see whether they are meant to be there'),
     vocab=('suspicious', 'Words that look wrong as a whole', 'see whether the captions were cut apart wrongly, or are of another kind'))
 
 # %% ../nbs/02c_check.ipynb #cell-022
@@ -171,7 +185,8 @@ def _find_texts(t, find):
         if len(g) > most: find('repeated', f"{g['where'].iloc[0]} and {len(g)-1} more", f'{text!r} under {len(g)} images')
     n,first = t.groupby('image', sort=False).size(),t.groupby('image', sort=False)['where'].first()
     usual,k = Counter(n).most_common(1)[0]
-    if k >= 0.9*len(n):
+    if k < 0.9*len(n): find('few', 'all captions', f'{k/len(n):.0%} of the images have {usual}, the others {n[n != usual].min()} to {n[n != usual].max()}')
+    else:
         for image,m in n[n < usual].items(): find('few', first[image], f'{image}: {m}, most have {usual}')
 
 def _find_words(t, find):
@@ -191,35 +206,43 @@ def _find_words(t, find):
         rest = [w for ws in t.words[t.split == s] for w in ws]
         check(sum(w not in known for w in rest)/max(len(rest), 1), 0.05, f'of {len(rest):,} words of the {s} split are not in the training split')
 
-def _find_pictures(t, base, workers, find):
+def _find_pictures(t, base, told, workers, find):
     "Findings of the pictures and of the names that stand for them"
-    places = _locate(t.image.unique(), base)
+    places,has = _locate(t.image.unique(), base),set(t.split.dropna())
     first,splits = t.groupby('image', sort=False)['where'].first(),t.groupby('image', sort=False).split.agg(lambda s: sorted(set(s.dropna())))
-    for name,ps in places.items():
-        if not ps: find('missing', first[name], name)
-        if len(ps) > 1: find('ambiguous', first[name], f"{name}: {', '.join(os.path.relpath(p, base) for p in ps)}")
-        if len(splits[name]) > 1: find('two_splits', first[name], f"{name}: {', '.join(splits[name])}")
-        if t.split.notna().any() and not splits[name]: find('no_split', first[name], name)
-    names = {p: n for n,ps in places.items() for p in ps}
-    with ThreadPoolExecutor(workers) as pool: looks = dict(zip(names, pool.map(_look, names)))
+    for n,ps in places.items():
+        if not ps: find('missing', first[n], n)
+        if len(ps) > 1: find('ambiguous', first[n], f"{n}: {', '.join(os.path.relpath(p, base) for p in ps)}")
+        if len(splits[n]) > 1: find('two_splits', first[n], f"{n}: {', '.join(splits[n])}")
+        if has and not splits[n]: find('no_split', first[n], n)
+    train = {(ps or [n])[0] for n,ps in places.items() if not has or 'train' in splits[n]}
+    if len(train) < 1 + ('valid' not in has): find('no_train', 'all captions', f'{len(train)} of {len(places)} images')
+    names = defaultdict(list)   # of each picture
+    for n,ps in places.items():
+        for p in ps: names[p].append(n)
+    of = {p: sorted({s for n in ns for s in splits[n]}) for p,ns in names.items()}
+    for p,ns in names.items():
+        if len(of[p]) > 1 and all(len(splits[n]) < 2 for n in ns): find('two_splits', first[ns[0]], f"{' = '.join(ns)}: {', '.join(of[p])}")
+    name = {p: ns[0] for p,ns in names.items()}
+    with ThreadPoolExecutor(workers) as pool: looks = dict(zip(name, pool.map(_look, name)))
     for p,o in looks.items():
-        if isinstance(o, str): find('unreadable', first[names[p]], f'{names[p]}: {o}')
-    for n in _beside(names, [*places, *map(os.path.basename, names)]): find('bare', 'pictures', n)
+        if isinstance(o, str): find('unreadable', first[name[p]], f'{name[p]}: {o}')
+    for n in _beside(name, [*places, *map(os.path.basename, name), *told]): find('bare', 'pictures', n)
     looks = {p: o for p,o in looks.items() if not isinstance(o, str)}
     def tell(group, paths):
-        of = {s for p in paths for s in splits[names[p]]}
-        group = {'copies': 'leak', 'near_copies': 'near_leak'}[group] if len(of) > 1 else group
-        find(group, first[names[paths[0]]], ' = '.join(f"{names[p]}{''.join(f' ({s})' for s in splits[names[p]])}" for p in paths))
+        if len({s for p in paths for s in of[p]}) > 1: group = {'copies': 'leak', 'near_copies': 'near_leak'}[group]
+        find(group, first[name[paths[0]]], ' = '.join(f"{name[p]}{''.join(f' ({s})' for s in of[p])}" for p in paths))
     same = defaultdict(list)
     for p,(digest,*_) in looks.items(): same[digest].append(p)
     for ps in same.values():
         if len(ps) > 1: tell('copies', ps)
     single = {ps[0]: looks[ps[0]][1:] for ps in same.values()}
     plain = [p for p,(_,thumb) in single.items() if np.ptp(thumb.reshape(-1, 3), axis=0).max() <= _BLANK]
-    for p in plain: find('blank', first[names[p]], names[p]); single.pop(p)
-    if not single: return len(names)
-    for g in _joined(len(single), _near_pairs(*(np.stack(o) for o in zip(*single.values())))): tell('near_copies', [list(single)[i] for i in g])
-    return len(names)
+    for p in plain: find('blank', first[name[p]], name[p]); single.pop(p)
+    if not single: return len(name)
+    alike = [ps for ps in same.values() if ps[0] in single]
+    for g in _joined(len(single), _near_pairs(*(np.stack(o) for o in zip(*single.values())))): tell('near_copies', [p for i in g for p in alike[i]])
+    return len(name)
 
 # %% ../nbs/02c_check.ipynb #cell-024
 class DataReport:
@@ -262,7 +285,7 @@ def check_captions(
     "Read all captions and pictures once and report what is wrong or suspicious; `ValueError` or `OSError` if that cannot be read"
     if workers is not None and workers < 1: raise ValueError(f'workers={workers}: expected 1 or more')
     found = []
-    df,base = (data,'.') if isinstance(data, pd.DataFrame) else _rows(Path(data).expanduser(), lambda *o: found.append(o))
+    df,base,told = (data,'.',[]) if isinstance(data, pd.DataFrame) else _rows(Path(data).expanduser(), lambda *o: found.append(o))
     base = _exists(img_path or base, folder=True)
     if not isinstance(data, pd.DataFrame): found = [(g, w.replace(f'{base}{os.sep}', ''), what.replace(f'{base}{os.sep}', '')) for g,w,what in found]
     def find(*o): found.append(o)
@@ -270,7 +293,7 @@ def check_captions(
     for o in t[t.image == ''].itertuples(): find('form', o.where, 'the image name is empty')
     t = t[t.image != '']
     if len(t) == 0: raise ValueError(f"{data if isinstance(data, (str, Path)) else 'the table'}: there are no captions in it")
-    n = _find_pictures(t, base, workers or os.cpu_count(), find)
+    n = _find_pictures(t, base, told, workers or os.cpu_count(), find)
     _find_texts(t, find)
     _find_words(t, find)
     return DataReport(found, dict(pictures=n, captions=len(t), **{s: t.image[t.split == s].nunique() for s in SPLITS if (t.split == s).any()}), max_n)
@@ -286,11 +309,14 @@ def caption_check(
     p.add_argument('--img_path', help='folder of the pictures, by default with the captions')
     p.add_argument('--workers', help='threads that open pictures, by default as many as there are cores', type=int)
     p.add_argument('--max_n', help='findings of a group that are shown', type=int, default=5)
-    p.add_argument('--json', help='one JSON object with all findings', action='store_true')
+    p.add_argument('--json', help='one JSON object with all findings, or with the error', action='store_true')
     o = p.parse_args(argv)
     try: report = check_captions(o.path, o.img_path, o.workers, o.max_n)
     except (ValueError, OSError) as e:
-        print(f"caption_check: {' '.join(str(e).split())}", file=sys.stderr)
+        error = ' '.join(str(e).split())
+        print(f'caption_check: {error}', file=sys.stderr)
+        if o.json: print(json.dumps(dict(ok=False, error=error)))
         return 2
-    print(json.dumps(report.to_dict(), ensure_ascii=False) if o.json else report)
+    enc = sys.stdout.encoding or 'utf-8'
+    print(json.dumps(report.to_dict()) if o.json else repr(report).encode(enc, 'backslashreplace').decode(enc))   # names of files may hold any bytes
     return int(not report.ok)

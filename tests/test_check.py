@@ -1,9 +1,13 @@
 "The data doctor on every form of caption file"
-import json
+import json, os, shutil, sys
 
 import pandas as pd, pytest
+from PIL import Image
 
+from caption_fastai import check
+from caption_fastai.captions import read_captions
 from caption_fastai.check import caption_check, check_captions
+from caption_fastai.images import open_image
 from helpers import check_message, flickr_folder, picture, some_captions
 
 def groups(report): return report.table.group.value_counts().to_dict()
@@ -19,7 +23,7 @@ def test_csv(pics):
     (pics/'captions.csv').write_text('image,caption,split\n0.jpg,"a dog\nruns here",train\n0.jpg,a dog, and a cat,train\n'
                                      '1.jpg,a café â€“ so it says,train\n1.jpg,two dogs run,valid\n9.jpg,no such dog,train\n', encoding='utf-8')
     report = check_captions(pics)
-    assert groups(report) == dict(control=1, form=1, mojibake=1, two_splits=1, missing=1, bare=4)
+    assert groups(report) == dict(control=1, form=1, mojibake=1, two_splits=1, missing=1, bare=4, few=1)
     assert report['form']['where'][0] == 'captions.csv, line 4' and report['mojibake']['where'][0] == 'captions.csv, line 5'
 
 def test_coco(pics):
@@ -28,26 +32,85 @@ def test_coco(pics):
     anns.append(dict(id=9, image_id=77, caption='a dog of no image'))
     (pics/'captions_train2017.json').write_text(json.dumps(dict(images=images, annotations=anns)))
     report = check_captions(pics/'captions_train2017.json')
-    assert groups(report) == dict(bare=2, markup=1, missing=1)
+    assert groups(report) == dict(bare=1, no_caption=1, markup=1, missing=1)
+    assert report['no_caption'].values.tolist() == [['captions_train2017.json, images[4]', 'Images/4.jpg']]
     assert report['markup']['where'][0] == 'captions_train2017.json, images[2]'
 
 def test_folder(tmp_path):
     for i in range(3): picture(tmp_path/f'{i}.png', seed=i)
     (tmp_path/'0.txt').write_text('a dog runs\n\ndog\n'); (tmp_path/'1.txt').write_text(''); (tmp_path/'7.txt').write_text('a cat sits here\n')
     report = check_captions(tmp_path)
-    assert groups(report) == dict(short=1, empty=1, bare=1, missing=1)
+    assert groups(report) == dict(short=1, empty=1, no_caption=1, missing=1, few=1)
     assert report['short']['where'][0] == '0.txt, line 3' and report['empty']['where'][0] == '1.txt, line 1'
 
 def test_split_files(tmp_path):
     "Images in no split, and names in a split file that have no caption"
     report = check_captions(flickr_folder(tmp_path/'d', some_captions(3), dict(train=['0.jpg', '7.jpg'], valid=['1.jpg'])))
-    assert groups(report) == dict(bare=1, no_split=1) and report.ok
-    assert report['bare']['where'][0] == 'Flickr_8k.trainImages.txt, line 2'
+    assert groups(report) == dict(no_caption=1, no_split=1)
+    assert report['no_caption']['where'][0] == 'Flickr_8k.trainImages.txt, line 2'
 
 def test_same_name_and_path(pics):
     "A picture that two names lead to is one picture, no copy"
-    (pics/'captions.csv').write_text('image,caption\n0.jpg,a dog runs here\nImages/0.jpg,a cat sits here\n')
+    (pics/'captions.csv').write_text('image,caption\n0.jpg,a dog runs here\nImages/0.jpg,a cat sits here\n1.jpg,a hen eats corn\n')
     assert set(groups(check_captions(pics))) == {'bare'}
+
+CAPTIONS = ['a dog runs here', 'a cat sits here', 'a hen eats corn']
+def csv_of(*rows): return {'captions.csv': '\n'.join(['image,caption,split', *(f'{n},{c},{s}' for (n,s),c in zip(rows, CAPTIONS))])}
+def tokens(**splits): return {'Flickr8k.token.txt': '\n'.join(f'{i}.jpg#0\t{c}' for i,c in enumerate(CAPTIONS)), **{f'Flickr_8k.{s}Images.txt': names for s,names in splits.items()}}
+def karpathy(*captions): return {'dataset_x.json': json.dumps(dict(images=[dict(filename=f'Images/{i}.jpg', sentences=[dict(raw=c)] if c else []) for i,c in enumerate(captions)]))}
+
+@pytest.mark.parametrize('files,group', [
+    (csv_of(('0.jpg', 'train'), ('1.jpg', 'train')), None), (csv_of(('0.jpg', ''), ('1.jpg', '')), None), (csv_of(('0.jpg', 'train'), ('1.jpg', 'val')), None),
+    (csv_of(('0.jpg', 'train'), ('Images/0.jpg', 'train'), ('1.jpg', 'valid')), None), (csv_of(('0.jpg', 'train'), ('1.jpg', 'train'), ('Images/0.jpg', 'valid')), 'two_splits'),
+    (csv_of(('0.jpg', 'valid'), ('1.jpg', 'test')), 'no_train'), (csv_of(('0.jpg', 'train'), ('1.jpg', 'test')), 'no_train'), (csv_of(('0.jpg', '')), 'no_train'),
+    (csv_of(('0.jpg', ''), ('Images/0.jpg', '')), 'no_train'), (csv_of(('0.jpg', 'train'), ('7.jpg', 'valid')), 'missing'), (csv_of(('0.jpg', 'train'), ('', 'valid')), 'form'),
+    (tokens(train='0.jpg', dev='1.jpg'), None), (tokens(train='0.jpg\n5.jpg', dev='1.jpg'), 'no_caption'), (tokens(train='0.jpg', dev='0.jpg'), 'two_splits'), (tokens(dev='0.jpg'), 'no_train'),
+    (karpathy(*CAPTIONS), None), (karpathy(*CAPTIONS, ''), 'no_caption'), (karpathy('a dog runs here', 'a cat sits here', ' '), 'empty'),
+    ({'a.jpg': None, 'a.txt': 'a dog', 'b.jpg': None, 'b.txt': 'a cat'}, None), ({'a.jpg': None, 'a.txt': 'a dog', 'b.jpg': None, 'b.txt': 'a cat', 'c.jpg': None}, 'no_caption'),
+    ({'a.jpg': None, 'a.png': None, 'a.txt': 'a dog', 'b.jpg': None, 'b.txt': 'a cat'}, 'ambiguous')])
+def test_what_is_ok_can_be_trained_on(pics, files, group):
+    "Where the report is in order the readers give something to train on, and where it is not they do not"
+    for i,(name,text) in enumerate(files.items(), 7): picture(pics/name, seed=i) if text is None else (pics/name).write_text(text)
+    try: able = 'train' in set(read_captions(pics).split)
+    except (ValueError, OSError): able = False
+    report = check_captions(pics)
+    assert report.ok == able == (group is None) and (able or group in groups(report))
+    assert not set(map(os.path.basename, report['no_caption'].values.flatten())) & set(report['bare'].what)   # nothing is told twice
+
+def test_near_a_copy(pics):
+    "A picture like two that are copies of each other is held against the splits of both"
+    shutil.copy(pics/'Images'/'0.jpg', pics/'Images'/'1.jpg')
+    with Image.open(pics/'Images'/'0.jpg') as img: img.resize((36, 27)).save(pics/'Images'/'2.jpg')
+    (pics/'captions.csv').write_text(csv_of(('0.jpg', ''), ('1.jpg', 'valid'), ('2.jpg', 'train'))['captions.csv'] + '\n3.jpg,a cow eats grass,train\n')
+    report = check_captions(pics)
+    assert groups(report) == dict(copies=1, near_leak=1, no_split=1, bare=2)
+    assert report['near_leak'].what[0] == '0.jpg = 1.jpg (valid) = 2.jpg (train)'
+
+def test_many_captions_lost(pics):
+    "Each image that has fewer is told where they are some, and one thing of all where they are many"
+    def few(*counts):
+        rows = [(f'{i%6}.jpg' if len(counts) < 7 else str(i), ' '.join('abcdefghij'[(i + j)%10] for i in range(3))) for i,n in enumerate(counts) for j in range(n)]
+        return check_captions(pd.DataFrame(rows, columns=['image', 'caption']), pics)['few'].values.tolist()
+    assert few(*[5]*9, 4) == [['row 45', '9: 4, most have 5']]
+    assert few(5, 5, 5, 2, 1, 3) == [['all captions', '50% of the images have 5, the others 1 to 3']]
+    assert few(5, 5, 5) == []
+
+def test_letters_that_look_alike(pics):
+    "A word of two scripts that share the shapes of letters is found, whatever script is rare"
+    captions = ['a d\u043eg runs here', 'a cat sits \u03bfn it', 'une bête à côté', '犬がボールで走る', 'a slope of angle α', 'a cow']
+    report = check_captions(pd.DataFrame(dict(image=[f'{i}.jpg' for i in range(6)], caption=captions)), pics)
+    found = [w for w in report['script'].what if 'mixes' in w]
+    assert len(found) == 2 and "'d\u043eg' mixes Cyrillic and Latin" in found[0] and "'\u03bfn' mixes Greek and Latin" in found[1]
+
+def test_a_picture_is_read_once(pics, monkeypatch):
+    "What is decoded is what the check sum is of, and its faults are told without an address in memory"
+    seen = []
+    monkeypatch.setattr(check, 'open_image', lambda src, **kw: seen.append(src) or open_image(src, **kw))
+    (pics/'Images'/'0.jpg').write_bytes(b'no picture'); (pics/'Images'/'1.jpg').unlink(); (pics/'Images'/'1.jpg').symlink_to('nowhere')
+    (pics/'captions.csv').write_text(csv_of(('0.jpg', 'train'), ('1.jpg', 'train'), ('2.jpg', 'train'))['captions.csv'])
+    found = check_captions(pics, workers=1)['unreadable'].what
+    assert seen == [(pics/'Images'/n).read_bytes() for n in ('0.jpg', '2.jpg')]
+    assert found[0] == '0.jpg: not a picture that can be read (cannot identify image file)' and 'No such file' in found[1]
 
 def test_words():
     "Captions cut apart into letters, and names instead of words"
@@ -64,3 +127,15 @@ def test_exit_status(tmp_path, capsys):
     capsys.readouterr()
     assert caption_check([str(tmp_path/'none')]) == 2
     check_message(capsys.readouterr().err.strip(), 'caption_check: ', 'none: no such file')
+    assert caption_check([str(tmp_path/'none'), '--json']) == 2
+    said = json.loads(capsys.readouterr().out)
+    assert not said['ok'] and 'none: no such file' in said['error']
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='names of files are UTF-8 elsewhere')
+def test_a_name_of_any_bytes(tmp_path, capsys):
+    d = flickr_folder(tmp_path/'d', some_captions(3))
+    name = os.fsdecode(b'\xff.jpg')
+    shutil.copy(d/'Images'/'0.jpg', d/'Images'/name)
+    assert caption_check([str(d), '--json']) == 0
+    assert json.loads(capsys.readouterr().out)['groups']['bare']['findings'] == [dict(where='pictures', what=name)]
+    assert caption_check([str(d)]) == 0 and 'pictures: \\udcff.jpg' in capsys.readouterr().out
