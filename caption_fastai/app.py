@@ -251,10 +251,10 @@ def caption_evaluate(
         c = Captioner.load(o.captioner)
         scores,hyps = evaluate(c.model, c.vocab, c.pipeline, refs, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty,
                                num_workers=o.num_workers, known=train.caption if len(train) else None, measures=MEASURES if o.meteor else WITHOUT_JAVA)
+        print(json.dumps(scores), flush=True)   # first, as --out may not be writable
         if o.out:
             rows = [dict(image=Path(i).name, hypothesis=h, references=refs[i]) for i,h in hyps.items()]
             Path(o.out).write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding='utf-8')
-        print(json.dumps(scores))
 
 # %% ../nbs/15_app.ipynb #cell-022
 def _pictures(

@@ -334,13 +334,15 @@ def test_numbers_that_are_none(scenes, tmp_path, option, value):
 def test_sizes_out_of_range(scenes, tmp_path, option, value):
     command_fails(caption_train, train_argv(scenes, tmp_path/'out', f'--{option}={value}'), str(value))
 
-def test_out_is_a_file(scenes, tmp_path, captioner_dir):
+def test_out_is_a_file(scenes, tmp_path, captioner_dir, capsys):
     out = tmp_path/'out'
     out.write_text('something else')
     command_fails(caption_train, train_argv(scenes, out), out)
     assert out.read_text() == 'something else'
     nowhere = tmp_path/'nowhere'/'a.json'
+    capsys.readouterr()
     command_fails(caption_evaluate, [captioner_dir, '--data', scenes, '--out', nowhere], nowhere)
+    assert 'bleu4' in json.loads(capsys.readouterr().out)   # the scores are not lost
 
 def test_beam_out_of_range(scenes, captioner, captioner_dir, photos):
     K = len(captioner.vocab)
