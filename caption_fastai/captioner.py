@@ -8,6 +8,7 @@ __all__ = ['Caption', 'Captioner', 'model_card', 'push_to_hub', 'from_hub']
 # %% ../nbs/13_captioner.ipynb #cell-003
 import inspect, json, math, os, re
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -109,7 +110,7 @@ class Captioner:
         config = dict(format=_FORMAT, model=self.model.config, pipeline=self.pipeline.to_dict(),
                       versions=dict(caption_fastai=__version__, torch=str(torch.__version__), torchvision=torchvision.__version__))
         weights = {k: (_half(v) if half else v).detach().cpu().contiguous() for k,v in self.model.state_dict().items()}
-        _write(folder/'model.safetensors', lambda f: save_file(weights, f))
+        _write(folder/'model.safetensors', lambda f: save_file(weights, f, dict(vocab=_digest(self.vocab))))
         _write(folder/'vocab.json', lambda f: save_vocab(self.vocab, f))
         _write(folder/'config.json', lambda f: f.write_text(json.dumps(config, indent=1), encoding='utf-8'))
         if scores or kwargs: _write(folder/'README.md', lambda f: f.write_text(model_card(self, scores, **kwargs), encoding='utf-8'))
@@ -133,7 +134,7 @@ class Captioner:
             shapes = _shapes(build)
             pipeline = ImagePipeline(**config['pipeline'])
         except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"{config_file}: {' '.join(str(e).split())}") from None
-        _check_weights(weights_file, shapes)
+        _check_weights(weights_file, shapes, vocab)
         model = build()
         model.load_state_dict(load_file(weights_file))
         model.config['weights'] = config['model']['weights']
@@ -173,9 +174,14 @@ def _half(v):
 def _write(fname, write):
     "Write beside `fname` first, so that a file that is there is whole"
     tmp = fname.with_name(fname.name + '.part')
-    try: write(tmp); os.replace(tmp, fname)
+    try:
+        write(tmp)
+        with open(tmp, 'rb+') as f: os.fsync(f.fileno())   # else the name may reach the disk before what is in it
+        os.replace(tmp, fname)
     except (OSError, SafetensorError) as e: raise OSError(f'{fname}: cannot be written ({e})') from None
     finally: tmp.unlink(missing_ok=True)
+
+def _digest(vocab): return sha256(json.dumps(vocab.to_dict()).encode()).hexdigest()
 
 def _file(fname, within):
     if not fname.is_file(): raise FileNotFoundError(f'{fname}: there is no such file, a captioner has {", ".join(_FILES)}')
@@ -231,16 +237,17 @@ def _read_config(fname):
     try: return {**config, 'model': _check_model(config.get('model')), 'pipeline': _check_fields('pipeline', config.get('pipeline'), _FIELDS['pipeline'])}
     except ValueError as e: raise ValueError(f'{fname}: {e}') from None
 
-def _check_weights(fname, shapes):
-    "ValueError if the file is not one of safetensors, or its tensors are not those of a model; nothing but its header is read"
+def _check_weights(fname, shapes, vocab):
+    "ValueError if the file is not one of safetensors, its tensors are not those of a model, or it says that it is of another vocabulary; nothing but its header is read"
     with open(fname, 'rb') as f: n = int.from_bytes(f.read(8), 'little')
     if n > 2**22: raise ValueError(f'{fname}: not a safetensors file, or one with more names than a captioner has')
     try:
-        with safe_open(fname, 'pt') as f: found = {k: f.get_slice(k) for k in f.keys()}
+        with safe_open(fname, 'pt') as f: found,of = {k: f.get_slice(k) for k in f.keys()},(f.metadata() or {}).get('vocab')
         found = {k: (tuple(v.get_shape()), v.get_dtype() in ('F64', 'F32', 'F16', 'BF16')) for k,v in found.items()}
     except SafetensorError as e: raise ValueError(f'{fname}: damaged, or not a safetensors file ({e})') from None
     if bad := [k for k,v in shapes.items() if found.pop(k, None) != (tuple(v.shape), v.is_floating_point())] or list(found):
         raise ValueError(f'{fname}: these weights are of another model than config.json says ({bad[0][:100]})')
+    if of not in (None, _digest(vocab)): raise ValueError(f'{fname}: these weights are of another vocabulary than that in vocab.json; save the captioner anew, or copy all its files from one folder')
 
 # %% ../nbs/13_captioner.ipynb #cell-023
 def _score_table(scores):

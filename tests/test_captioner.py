@@ -47,6 +47,21 @@ def test_a_full_disk(folder):
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2)
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
 
+def test_saved_over_another_and_stopped_between(folder, monkeypatch):
+    "Weights beside a vocabulary of the same size that is not theirs are refused; weights that do not say whose they are load; each file is on the disk before it has its name"
+    captioner,done = Captioner.load(folder, 'cpu'),[]
+    fsync,replace = os.fsync,os.replace
+    def stop(*args):
+        if done.count('replace'): raise KeyboardInterrupt
+        done.append('replace'); replace(*args)
+    monkeypatch.setattr(os, 'fsync', lambda fd: done.append('fsync') or fsync(fd)); monkeypatch.setattr(os, 'replace', stop)
+    captioner.vocab = Vocab(list('hgfedcba'))
+    with pytest.raises(KeyboardInterrupt): captioner.save(folder)
+    assert done == ['fsync', 'replace', 'fsync'] and len(list(folder.iterdir())) == 3
+    refused(folder, 'model.safetensors', 'another vocabulary', 'vocab.json')
+    save_file(load_file(folder/'model.safetensors'), folder/'model.safetensors')
+    assert Captioner.load(folder, 'cpu').vocab == Vocab(list('abcdefgh'))
+
 # Nothing is run
 
 @pytest.mark.parametrize('kind', ['pickle', 'torch'])
