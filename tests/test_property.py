@@ -1,6 +1,8 @@
 "Properties that hold for any input, tried on what hypothesis makes up: 100 cases each, and 2,000 in the long tests"
-import itertools, json, math, warnings
+import itertools, json, math, signal, warnings
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import wraps
 from pathlib import Path
 
 import pytest, torch
@@ -20,12 +22,26 @@ from helpers import picture
 @pytest.fixture(scope='session', autouse=True)
 def no_files(tmp_path_factory): set_hypothesis_home_dir(tmp_path_factory.mktemp('hypothesis'))
 
+class Hung(BaseException): "No Exception, so that hypothesis does not try the case again"
+
+@contextmanager
+def at_most(seconds):
+    "`Hung` inside the block after so many seconds, if Python comes to it"
+    def stop(*args): raise Hung(f'more than {seconds} s')
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try: yield
+    finally: signal.setitimer(signal.ITIMER_REAL, 0); signal.signal(signal.SIGALRM, before)
+
 def cases(*examples, **given_by):
-    "A test with 100 cases, the same each time, and a long one with 2,000 new ones; one that takes 10 s has hung"
+    "A test with 100 cases, the same each time, and a long one with 2,000 new ones; one that takes 10 s has hung, and is stopped after 60"
     common = dict(deadline=timedelta(seconds=10), database=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
     def tests(f):
+        @wraps(f)
+        def stopped(*args, **kw):
+            with at_most(60): f(*args, **kw)
         def made(n, **kw):
-            test = given(**given_by)(f)
+            test = given(**given_by)(stopped)
             for e in examples: test = example(**e)(test)
             return settings(max_examples=n, **common, **kw)(test)
         globals()[f'{f.__name__}_long'] = pytest.mark.long(made(2000))
@@ -37,6 +53,10 @@ pieces = ['a', 'dog', 'Dogs', "dog's", "can't", 'cannot', 'gonna', '1.5', '#0', 
           '\x85', '’', 'é', 'Ã©', 'ß', 'İ', '犬', '\u200d', '\U0001f436', '&amp;', '<b>', *SPECIALS]
 texts = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(pieces), max_size=12).map(' '.join), st.lists(st.sampled_from(pieces), max_size=12).map(''.join))
 words = st.lists(st.sampled_from('a dog cat runs sees big red two on grass'.split()), min_size=1, max_size=8).map(' '.join)
+
+def test_a_case_that_hangs():
+    with pytest.raises(Hung), at_most(0.1):
+        while True: pass
 
 # Readers
 
@@ -67,6 +87,7 @@ def check_reading(file, raw):
         report = ours(check_captions, file, workers=1)
         if report is not None: json.dumps(report.to_dict()), repr(report)
         assert t is None or report is not None, 'the doctor cannot read what the reader can'
+        if report is not None and report.ok: assert 'train' in set(read_captions(file).split)
     finally: file.unlink()
 
 token_lines = st.one_of(texts, st.tuples(st.sampled_from(['0.jpg#0', '1.jpg', '0.jpg#x', '2.jpg#0', '/', '..', '', '#1']), texts).map('\t'.join))
