@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import pandas as pd
@@ -99,6 +99,12 @@ _img_exts = '.jpg', '.jpeg', '.png', '.gif', '.bmp', '.webp', '.tif', '.tiff'
 
 def _subfolders(folder): return [e.path for e in os.scandir(folder) if e.is_dir() and not e.name.startswith('.')]
 
+def _can_be_picture(name):
+    "May a file be called so? No folder, nothing that a disk cannot hold"
+    try: parts = os.fsencode(name).split(b'/')
+    except UnicodeEncodeError: return False
+    return '\0' not in name and parts[-1] not in (b'.', b'..') and max(map(len, parts))<=255
+
 def _locate(names, img_path):
     "A dict of each of `names` to the list of the places where it is"
     @lru_cache(None)
@@ -111,7 +117,7 @@ def _locate(names, img_path):
     def places(name):
         paths = {os.path.normpath(os.path.join(f, name)) for f in folders}
         return sorted(p for p in paths if os.path.basename(p) in ls(os.path.dirname(p))) or deeper.get(name, [])
-    return {n: places(n) for n in names}
+    return {n: places(n) if _can_be_picture(n) else [] for n in names}
 
 # %% ../nbs/01_captions.ipynb #cell-024
 def split_images(
@@ -157,6 +163,8 @@ def _tidy(t):
         t[c] = t[c].where(t[c].notna(), '').astype(str).str.strip().astype(object)
         if (bad := t[c]=='').any(): raise ValueError(f'{_at(t, bad)}: the {what} is empty; write one or take the row out')
     if len(t)==0: raise ValueError(f"{t.attrs['source']}: there are no captions in it")
+    for n in t.image.unique():
+        if not _can_be_picture(n): raise ValueError(f'{_at(t, t.image==n)}: no picture can be called {n[:40]!r}; correct the name')
     return t
 
 # %% ../nbs/01_captions.ipynb #cell-030
@@ -314,11 +322,13 @@ def _download(url, file, show_progress):
     n = _part(file).stat().st_size if _part(file).exists() else 0
     with urlopen(Request(url, headers={'Range': f'bytes={n}-'} if n else {}), timeout=60) as r:
         if r.status!=206: n = 0   # all of it comes, whatever we asked for
-        total = n + int(r.headers.get('Content-Length') or 0)
+        length = r.headers.get('Content-Length')
+        total = n + int(length or 0)
         bar = tqdm(total=total or None, initial=n, unit='B', unit_scale=True, desc=file.name, disable=not show_progress)
         with open(_part(file), 'ab' if n else 'wb') as f, bar:
             while chunk := r.read(2**18): bar.update(f.write(chunk))
     if (n := _part(file).stat().st_size)<total: raise HTTPException(f'only {n} of {total} bytes came')
+    if length is None and not is_zipfile(_part(file)): raise HTTPException(f'{n} bytes came, which are no whole archive')
     _part(file).replace(file)
 
 def _fetch(url, file, show_progress=True):
@@ -327,8 +337,10 @@ def _fetch(url, file, show_progress=True):
         try: _download(url, file, show_progress)
         except HTTPError as e:
             if e.code!=416: raise
-            _part(file).unlink()   # it is longer than what there is to fetch
-            _download(url, file, show_progress)
+            if e.headers.get('Content-Range')==f'bytes */{_part(file).stat().st_size}': _part(file).replace(file)   # it is whole
+            else:
+                _part(file).unlink()   # it is longer than what there is to fetch
+                _download(url, file, show_progress)
     except (OSError, HTTPException) as e:
         raise ConnectionError(f'{url}: {e}; call again to go on from where it stopped, or download it by hand to {file}') from None
 
@@ -341,7 +353,8 @@ def _unzip(file, path):
             if out := [n for n in names if not (path/n).resolve().is_relative_to(path.resolve())]:
                 raise ValueError(f'{file}: {out[0]!r} in it would lie outside of {path}; do not use this archive')
             if bad := z.testzip(): raise BadZipFile(f'wrong checksum of {bad}')
-            z.extractall(path, names)
+            z.extractall(path, sorted(names, key=lambda n: n.endswith('.token.txt')))   # the captions last: with them all counts as there
+    except OSError as e: raise OSError(f'{file}: could not be unpacked into {path} ({e}); make room there and call again') from None
     except (BadZipFile, zlib.error, EOFError) as e:
         file.unlink()
         raise ValueError(f'{file}: a damaged archive ({e}), now deleted; call again to fetch it anew') from None
@@ -411,9 +424,12 @@ def read_folder(
 # %% ../nbs/01_captions.ipynb #cell-066
 def _json(file):
     "What a JSON file holds"
-    try: return json.loads(_text(file))
+    text = _text(file)
+    try: return json.loads(text)
     except json.JSONDecodeError as e:
         raise ValueError(f'{file}, line {e.lineno}: {e.msg}; the file is damaged or cut short, fetch it again') from None
+    except (ValueError, RecursionError) as e:   # a number of thousands of digits, thousands of brackets
+        raise ValueError(f'{file}: no JSON of captions ({e}); check the path') from None
 
 def _records(d, key, where, **kinds):
     "Fields, given with their types, of the records in the list `key` of `d`; `ValueError` names the first that lacks one"
@@ -428,24 +444,29 @@ def _once(values, where, what):
     if n>1: raise ValueError(f'{where}: {n} {what} {v!r}; keep one')
 
 # %% ../nbs/01_captions.ipynb #cell-069
-_id,_maybe = (int, str),(str, type(None))
+_id,_maybe,_maybe_id = (int, str),(str, type(None)),(int, str, type(None))
 
 def _left_out(what, where, skip_missing):
     "A note that `what` is left out; without `skip_missing` `ValueError`"
     if not skip_missing: raise ValueError(f'{where}: {what}; correct the file, or pass skip_missing=True to go on without')
     return f'left out, {what}'
 
-def _beneath(base, folder): return f'{folder}/' if folder and (base/folder).is_dir() else ''
+def _beneath(base, folder): return f'{folder}/' if folder and os.path.isdir(base/folder) else ''
 
 def _karpathy_rows(d, file, base, skip_missing):
     "Rows of (image, captions, split), notes, and the name of the data set"
-    images = _records(d, 'images', file, filename=str, filepath=_maybe, split=_maybe, sentences=list)
+    images = _records(d, 'images', file, filename=str, filepath=_maybe, split=_maybe, sentences=list, imgid=_maybe_id)
     _once([(folder, name) for name,folder,*_ in images], file, 'images of filepath and filename')
+    _once([im[-1] for im in images if im[-1] is not None], file, 'images of imgid')
     folders = {f: _beneath(base, f) for f in {im[1] for im in images}}
-    rows = []
-    for i,((name,folder,split,_),im) in enumerate(zip(images, d['images'])):
-        caps = [raw for raw, in _records(im, 'sentences', f'{file}, images[{i}]', raw=str)]
-        rows.append((i, (folders[folder] + name, caps, 'train' if split=='restval' else split)))
+    rows,sentids = [],[]
+    for i,((name,folder,split,_,id_),im) in enumerate(zip(images, d['images'])):
+        sents = _records(im, 'sentences', f'{file}, images[{i}]', raw=str, imgid=_maybe_id, sentid=_maybe_id)
+        for j,(_,of,sentid) in enumerate(sents):
+            if id_ is not None and of not in (None, id_): raise ValueError(f'{file}, images[{i}], sentences[{j}]: has imgid {of!r}, its image {id_!r}; correct the file')
+            if sentid is not None: sentids.append(sentid)
+        rows.append((i, (folders[folder] + name, [raw for raw,*_ in sents], 'train' if split=='restval' else split)))
+    _once(sentids, file, 'sentences of sentid')
     return rows,[],str(d.get('dataset'))
 
 def _coco_part(file):
@@ -497,7 +518,7 @@ def _hint(*names):
     "Say where the data sets are published that `names` hold, if there is a `FileNotFoundError`"
     try: yield
     except FileNotFoundError as e:
-        raise FileNotFoundError('; '.join([str(e), *(text for k,text in _published.items() if any(k in str(n) for n in names))])) from None
+        raise FileNotFoundError('; '.join([str(e), *(text for k,text in _published.items() if any(k in str(n).lower() for n in names))])) from None
 
 # %% ../nbs/01_captions.ipynb #cell-078
 def _json_rows(files, base, reader=None, skip_missing=False):
@@ -558,8 +579,7 @@ def read_captions(
     **kw # for `read_flickr8k`, `read_csv`, `read_karpathy`, `read_coco` or `read_folder`, whichever it is
 )->pd.DataFrame: # image, caption, split
     "The table of captions of Flickr8k's files, a CSV file, Karpathy's or COCO's JSON, or a folder of pictures and text files"
-    with _hint(Path(path).name): path = _exists(path)
-    read,at = _which(path)
+    with _hint(Path(path).name): read,at = _which(_exists(path))
     return read(at, **kw)
 
 # %% ../nbs/01_captions.ipynb #cell-091

@@ -172,7 +172,7 @@ def read_vectors(
         m = m or n
         word = line.rsplit(' ', m)[0] if n > m else line.partition(' ')[0]
         bad = n < max(m, 2) or n > m and _numbers(word.split(' ')[1:]) is not None   # too few numbers, or too many
-        if not bad and words is not None and word not in words: continue
+        if not bad and (word in vecs or words is not None and word not in words): continue   # of two vectors of a word the first stays
         vec = None if bad else _numbers(line[len(word) + 1:].split(' '))
         if vec is None: raise ValueError(f'{fname}, line {i}: expected a word and {max(m, 2)} numbers{says}')
         vecs[word] = vec
@@ -190,6 +190,8 @@ def vocab_vectors(
     has = [w for w in words if w in vecs]
     if not has: raise ValueError(f'vecs: none of the {len(words)} words of the vocabulary has a vector; are they of another language, or written otherwise?')
     if verbose: print(f'{len(has):,} of {len(words):,} words have a vector ({len(has)/len(words):.0%} of the vocabulary)')
+    for w in has:
+        if len(vecs[w]) != (m := len(vecs[has[0]])): raise ValueError(f'vecs: {w!r} has {len(vecs[w])} numbers, {has[0]!r} has {m}; give all words as many')
     known = torch.stack([vecs[w] for w in has])
     out = known.mean(0) + known.std(0, correction=0)*torch.randn(len(vocab), known.shape[1], generator=torch.Generator().manual_seed(0))
     for w,vec in zip(has, known): out[vocab.stoi[w]] = vec

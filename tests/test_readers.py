@@ -6,6 +6,7 @@ import pytest, torch
 
 from caption_fastai.app import caption_train
 from caption_fastai.captions import download_flickr8k, read_captions, read_coco, read_flickr8k, read_karpathy
+from caption_fastai.check import check_captions
 from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.text import Vocab, read_vectors, vocab_vectors
 from helpers import command_fails, fails, flickr_folder, load_dls, picture
@@ -60,7 +61,7 @@ def test_karpathy_coco_looks_into_the_folder_of_each_picture(tmp_path):
     for d in ('train2014', 'val2014'): (tmp_path/d).mkdir(); picture(tmp_path/d/'0.jpg')   # the same name in both
     picture(tmp_path/'val2014'/'1.jpg')
     d = karpathy({'0.jpg': ['One .'], '1.jpg': ['Two .']}, dict(restval=['0.jpg'], val=['1.jpg']), filepath='val2014')
-    d['images'].append(dict(d['images'][0], filepath='train2014', split='train'))
+    d['images'].append(dict(d['images'][0], filepath='train2014', split='train', imgid=2, sentences=[dict(raw='One .')]))
     t = read_captions(write(tmp_path/'dataset_coco.json', d))
     assert t.image.tolist() == [str(tmp_path/p) for p in ('val2014/0.jpg', 'val2014/1.jpg', 'train2014/0.jpg')]
     assert t.split.tolist() == ['train', 'valid', 'train']
@@ -136,6 +137,8 @@ def test_record_that_is_none(folder, form, key, change, parts):
 
 @pytest.mark.parametrize('form,key,change,parts', [
     (karpathy, 'images', dict(filename='0.jpg'), ['2 images', '0.jpg']),
+    (karpathy, 'images', dict(imgid=0), ['2 images', 'imgid 0']),
+    (karpathy, 'images', dict(sentences=[dict(raw='A dog', sentid=0)]), ['2 sentences', 'sentid 0']),
     (coco, 'images', dict(id=100), ['2 images', 'id 100']),
     (coco, 'images', dict(file_name='0.jpg'), ['2 images', '0.jpg']),
     (coco, 'annotations', dict(id=0), ['2 annotations', 'id 0'])])
@@ -143,6 +146,25 @@ def test_record_that_is_there_twice(folder, form, key, change, parts):
     d = form()
     d[key][1].update(change)
     json_fails(folder, d, ValueError, folder/'mine.json', *parts)
+
+def test_sentence_of_another_image(folder):
+    d = karpathy()
+    d['images'][1]['sentences'][1]['imgid'] = 0
+    json_fails(folder, d, ValueError, folder/'mine.json', 'images[1], sentences[1]', 'imgid 0', 'image 1')
+    for im in d['images']: im.pop('imgid')   # other people's files have none
+    assert len(read_captions(write(folder/'mine.json', d))) == 15
+
+@pytest.mark.parametrize('text', ['['*200_000, '{"images": [' + '9'*5000 + ']}'], ids=['brackets', 'digits'])
+def test_json_that_python_does_not_read(folder, text): json_fails(folder, text, ValueError, folder/'mine.json', read=(read_captions, read_coco, read_karpathy))
+
+@pytest.mark.parametrize('name', ['a\0.jpg', 'a\0/1.jpg', '\ud800.jpg', '\ud800/1.jpg', 'a'*5000, 'a'*5000 + '/1.jpg', '.', '..', 'Images/.'], ids=lambda n: ascii(n)[:12])
+def test_name_that_no_picture_can_have(folder, name):
+    for form,key in ((karpathy, 'filename'), (coco, 'file_name')):
+        d = form()
+        d['images'][1][key] = name
+        file = json_fails(folder, d, ValueError, folder, 'mine.json, images[1]', repr(name[:40]))
+        assert check_captions(file)['missing'].what.tolist() == [name]
+    if name[0] != '.': assert len(read_captions(write(folder/'mine.json', karpathy(filepath=name)))) == 15   # a folder that is not there
 
 def test_image_without_captions(folder, tmp_path):
     k,c = karpathy(),coco()
@@ -183,6 +205,15 @@ def test_where_data_sets_are_published(tmp_path):
     fails(FileNotFoundError, lambda: read_coco(file), tmp_path, '8 images', coco_page)
     with pytest.raises(FileNotFoundError) as e: read_coco(write(tmp_path/'mine.json', coco()))
     assert 'http' not in str(e.value)   # these are one's own
+    for name,page in (('coco', coco_page), ('COCO2017', coco_page), ('flickr30k', flickr_page), ('Flickr30k', flickr_page)):   # a folder without captions
+        (tmp_path/'empty'/name).mkdir(parents=True)
+        fails(FileNotFoundError, lambda: read_captions(tmp_path/'empty'/name), name, 'no caption file', page)
+
+@pytest.mark.long
+def test_scale_of_coco():
+    "A table of COCO's size takes less than a minute of processor time and 1,500 MB"
+    from bench_coco import measure
+    for name,_,((_,_,secs,mb),) in measure(rounds=1): assert secs < 60 and mb < 1500, (name, secs, mb)
 
 def test_several_files(tmp_path):
     for y in (2014, 2017): write(tmp_path/'annotations'/f'captions_train{y}.json', coco())
@@ -200,28 +231,32 @@ def archive(files):
     return b.getvalue()
 
 class Handler(BaseHTTPRequestHandler):
-    "Sends `files` of the server, all or, if it knows `ranges`, from the byte that is asked for; breaks off after `cut` bytes"
+    "Sends `files` of the server, all or, if it knows `ranges`, from the byte that is asked for; breaks off after `cut` bytes; tells `lengths`"
     def log_message(self, *args): pass
     def do_GET(self):
         o,asked,start = self.server,self.headers.get('Range'),0
         o.asked.append((self.path[1:], asked))
         if (data := o.files.get(self.path[1:])) is None: return self.send_error(404)
         if asked and o.ranges: start = int(asked.removeprefix('bytes=').removesuffix('-'))
-        if start >= len(data): return self.send_error(416)
+        if start >= len(data):
+            self.send_response(416)
+            if o.lengths: self.send_header('Content-Range', f'bytes */{len(data)}')
+            return self.end_headers()
         self.send_response(206 if start else 200)
-        self.send_header('Content-Length', str(len(data) - start))
+        if o.lengths: self.send_header('Content-Length', str(len(data) - start))
         self.end_headers()
         self.wfile.write(data[start:][:o.cut])
+
+TOKENS = ''.join(f'{i}.jpg#{j}\ta dog\n' for i in range(3) for j in range(2))
 
 @pytest.fixture
 def server(monkeypatch):
     "A server of the two archives of a Flickr8k of three pictures"
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     s = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    tokens = ''.join(f'{i}.jpg#{j}\ta dog\n' for i in range(3) for j in range(2))
     s.files = {'pics.zip': archive({'Flicker8k_Dataset/': '', **{f'Flicker8k_Dataset/{i}.jpg': bytes(range(256))*20 for i in range(3)}, '__MACOSX/._0.jpg': ''}),
-               'text.zip': archive({'Flickr8k.token.txt': tokens, '__MACOSX/._x': ''})}
-    s.ranges,s.cut,s.asked = True,None,[]
+               'text.zip': archive({'Flickr8k.token.txt': TOKENS, '__MACOSX/._x': ''})}
+    s.ranges,s.lengths,s.cut,s.asked = True,True,None,[]
     threading.Thread(target=s.serve_forever, daemon=True).start()
     yield s
     s.shutdown(); s.server_close()
@@ -273,6 +308,27 @@ def test_download_with_too_much_of_it(server, tmp_path):
     get(server, tmp_path)
     assert (tmp_path/'pics.zip').read_bytes() == server.files['pics.zip'] and [r for _,r in server.asked][1] is None
 
+def test_download_that_was_whole(server, tmp_path):
+    (tmp_path/'pics.zip.part').write_bytes(server.files['pics.zip'])
+    get(server, tmp_path)
+    assert server.asked == [('pics.zip', f"bytes={len(server.files['pics.zip'])}-"), ('text.zip', None)] and not list(tmp_path.glob('*.part'))
+
+def test_download_of_unknown_length_goes_on(server, tmp_path):
+    server.lengths,server.cut = False,50
+    fails(ConnectionError, lambda: get(server, tmp_path), '50 bytes', 'call again')
+    server.cut = None
+    get(server, tmp_path)
+    assert server.asked[:2] == [('pics.zip', None), ('pics.zip', 'bytes=50-')]
+    assert (tmp_path/'pics.zip').read_bytes() == server.files['pics.zip']
+
+def test_unpacking_that_breaks_off(server, tmp_path):
+    "The place of a split file is taken; what is there then does not count as complete"
+    server.files['text.zip'] = archive({'Flickr8k.token.txt': TOKENS, 'Flickr_8k.trainImages.txt': '0.jpg\n1.jpg\n', 'Flickr_8k.testImages.txt': '2.jpg\n'})
+    (tmp_path/'Flickr_8k.testImages.txt').mkdir()
+    fails(OSError, lambda: get(server, tmp_path), tmp_path/'text.zip', f'into {tmp_path}', 'call again')
+    (tmp_path/'Flickr_8k.testImages.txt').rmdir()
+    assert as_sets(read_flickr8k(get(server, tmp_path), valid_pct=0))['2.jpg'] == ({'a dog'}, 'test')
+
 def test_no_network(tmp_path, server):
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]   # nobody listens there
     url = f'http://127.0.0.1:{port}/pics.zip'
@@ -315,6 +371,10 @@ def test_vectors(tmp_path, header, end):
     assert {w: v.tolist() for w,v in vecs.items()} == {'dog': [1, 2], 'at a.com': [3, 4], 'ein\xa0Mädchen': [5, pytest.approx(-0.6)]}
     assert list(read_vectors(tmp_path/'v.txt', {'dog'})) == ['dog']
 
+def test_first_vector_of_a_word_counts(tmp_path):
+    assert read_vectors(vectors(tmp_path, 'dog 1 2\ncat 3 4\ndog 5 6\n'))['dog'].tolist() == [1, 2]
+    fails(ValueError, lambda: read_vectors(vectors(tmp_path, 'dog 1 2\ndog 5\n')), 'line 2')
+
 @pytest.mark.parametrize('text,parts', [
     ('dog 1 2 3\ncat 1 2\n', ['line 2', '3 numbers']), ('dog 1 2 3\ncat 1 2 3 4\n', ['line 2', '3 numbers']),
     ('dog 1 2 3\n\nhen 1 2\n', ['line 3', '3 numbers']), ('dog 1 2 3\nhen 1 2 3 4\n', ['line 2', '3 numbers']),   # of a word that nobody asks for
@@ -343,3 +403,4 @@ def test_words_without_a_vector_look_like_those_with_one(capsys):
     assert capsys.readouterr().out == ''
     assert vocab_vectors(vocab, {'w1': torch.ones(3)}).isfinite().all()
     fails(ValueError, lambda: vocab_vectors(vocab, {'stranger': torch.ones(3)}), '4000 words')
+    fails(ValueError, lambda: vocab_vectors(vocab, {'w1': torch.ones(3), 'w2': torch.ones(4)}), "'w2' has 4 numbers", "'w1' has 3")
