@@ -67,6 +67,8 @@ def _weights_name(name, weights):
     if weights in known: return weights
     raise ValueError(f"weights='{weights}': {name} has {', '.join(known) or 'none'}; None starts from random numbers")
 
+def _why(e): return getattr(e, 'reason', '') or str(e).partition('\n')[0] or type(e).__name__
+
 def build_cnn(
     name:str, # see `arch_name`
     weights:str|None # see `_weights_name`
@@ -78,7 +80,7 @@ def build_cnn(
         slow_start = weights is None and name in ('inception_v3', 'googlenet')   # torchvision says of its own random numbers for these that they take long
         return get_model(name, weights=weights, **(dict(init_weights=False) if slow_start else {}))
     except (URLError, OSError) as e:
-        raise OSError(f'weights={weights}: could not be downloaded for {name} ({getattr(e, "reason", str(e).splitlines()[0])}); '
+        raise OSError(f'weights={weights}: could not be downloaded for {name} ({_why(e)}); '
                       'weights=None starts from random numbers') from None
 
 # %% ../nbs/04_encoder.ipynb #cell-009
@@ -102,6 +104,8 @@ def cut_cnn(
 )->nn.Module: # its blocks up to the pool: (bs,3,H,W) to (bs,D,h,w)
     "Cut a CNN before its pool; ValueError where it has none"
     if hasattr(cnn, 'forward_features'): return _TimmBody(cnn)
+    if isinstance(cnn, torchvision.models.SwinTransformer): return nn.Sequential(*cnn.features, cnn.norm, cnn.permute)   # to here its channels are last
+    if isinstance(cnn, torchvision.models.DenseNet): cnn.features.add_module('relu', nn.ReLU())   # which is in its `forward`
     if isinstance(getattr(cnn, 'features', None), nn.Sequential): return cnn.features
     blocks = []
     for name,m in cnn.named_children():
@@ -119,7 +123,8 @@ class _TimmBody(nn.Module):
     def forward(self, x):
         x = self.net.forward_features(x)
         if x.ndim == 3:   # tokens (bs,L,D), those of the picture after those of the class
-            x = x[:,getattr(self.net, 'num_prefix_tokens', 0):].transpose(1, 2)
+            more = x.shape[1] - math.isqrt(x.shape[1])**2
+            x = x[:,getattr(self.net, 'num_prefix_tokens', more if more < 3 else 0):].transpose(1, 2)
             x = x.unflatten(2, (math.isqrt(x.shape[2]), -1))
         elif getattr(self.net, 'output_fmt', 'NCHW') == 'NHWC': x = x.permute(0, 3, 1, 2)
         return x
@@ -154,7 +159,8 @@ class Encoder(nn.Module):
     def _n_features(self):
         size = 96 if self.arch in CNNS or _torchvision(self.arch) else encoder_input(self.arch)['size']   # transformers take no other
         training = self.training
-        nf = self.eval()(torch.zeros(1, 3, size, size)).shape[-1]
+        try: nf = self.eval()(torch.zeros(1, 3, size, size)).shape[-1]
+        except (RuntimeError, AttributeError, IndexError, TypeError) as e: raise ValueError(f"arch='{self.arch}': gives no grid of features ({_why(e)}); take another") from e
         self.train(training)
         return nf
 
@@ -174,8 +180,11 @@ class Encoder(nn.Module):
 
     @property
     def blocks(self)->list[nn.Module]:
-        "Its parts, one after the other"
-        return [*getattr(self.body, 'net', self.body).children(), *([self.head] if self.pool else [])]
+        "Its parts, one after the other; a row of blocks that holds almost all parameters counts as these blocks"
+        def parts(b):
+            row = isinstance(b, (nn.Sequential, nn.ModuleList)) and _n_params(b) > 0.8*_n_params(self.body)
+            return [p for o in b.children() for p in parts(o)] if row else [b]
+        return [*(p for b in getattr(self.body, 'net', self.body).children() for p in parts(b)), *([self.head] if self.pool else [])]
 
     def train(self, mode:bool=True):
         "Training mode for what is trained: not for frozen blocks, nor for pretrained batch normalisation"
@@ -188,8 +197,9 @@ class Encoder(nn.Module):
 
     def early_late(self)->tuple[list[nn.Parameter],list[nn.Parameter]]:
         "Parameters of the first and of the second half of the blocks: edges and textures, parts and things"
-        blocks = [b for b in self.blocks if any(True for _ in b.parameters())]
+        blocks = [b for b in self.blocks if _n_params(b)]
         late = [p for b in blocks[len(blocks)//2:] for p in b.parameters()]
         return [p for p in self.parameters() if not any(p is o for o in late)], late
 
 def _is_trained(m): return any(p.requires_grad for p in m.parameters())
+def _n_params(m): return sum(p.numel() for p in m.parameters())

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest, torch
 from torch import nn
+from torchvision.models import get_model
 
+from caption_fastai import encoder
 from caption_fastai.captioner import Captioner
 from caption_fastai.captions import read_captions
 from caption_fastai.classic import ShowAndTell
@@ -119,6 +121,34 @@ def test_timm(name):
     early,late = grid.early_late()
     assert early and late and len(early) + len(late) == len(list(grid.parameters()))
 
+def test_timm_that_says_little_of_its_grid():
+    "A class token that timm does not tell of is left out; what gives no grid is refused"
+    pytest.importorskip('timm')
+    enc,x = Encoder('coat_lite_tiny', None).eval(),torch.randn(1, 3, 224, 224)
+    with torch.no_grad(): assert enc(x).shape == (1, 49, 320) and torch.equal(enc(x), enc.body.net.forward_features(x)[:,1:])
+    fails(ValueError, lambda: Encoder('crossvit_tiny_240', None), "arch='crossvit_tiny_240'", 'no grid')
+
+@pytest.mark.parametrize('name', ['convnext_atto', 'vit_tiny_patch16_224'])
+def test_early_half_is_no_mere_stem(name):
+    "A row of blocks that is one part of a network is halved, too"
+    pytest.importorskip('timm')
+    early,late = (sum(p.numel() for p in ps) for ps in Encoder(name, None).early_late())
+    assert early > 0.03*late
+
+@pytest.mark.parametrize('name,head', [('swin_t', 'head'), ('densenet121', 'classifier')])
+def test_grid_is_what_the_pool_sees(name, head, monkeypatch):
+    "The mean over the grid is what torchvision's own network gives its classifier"
+    cnn = get_model(name).eval()
+    monkeypatch.setitem(CNNS, 'net', lambda weights: cnn)
+    enc,x = Encoder('net', None, pool=True).eval(),torch.randn(1, 3, 64, 64)
+    setattr(cnn, head, nn.Identity())
+    with torch.no_grad(): assert enc.nf == enc(x).shape[1] and torch.allclose(enc(x), cnn(x), atol=1e-5)
+
+def test_download_without_a_reason(monkeypatch):
+    def broken(*args, **kwargs): raise OSError
+    monkeypatch.setattr(encoder, 'get_model', broken)
+    fails(OSError, lambda: Encoder('resnet18'), 'weights=IMAGENET1K_V1', 'resnet18 (OSError)', 'weights=None')
+
 def test_without_tensorboard(monkeypatch):
     from caption_fastai.interpret import tensorboard_cbs
     monkeypatch.setitem(sys.modules, 'tensorboard', None); monkeypatch.delitem(sys.modules, 'fastai.callback.tensorboard', raising=False)
@@ -147,10 +177,14 @@ def test_attention_of_pooled_features(dls, tmp_path):
     pooled = dls.cache_features(Encoder('shapes_cnn', 'SHAPES', pool=True), tmp_path/'pooled')
     fails(ValueError, lambda: caption_learner(pooled, 'features'), 'attention needs a grid')
 
-def test_features_without_encoder(dls, tmp_path):
-    "A merge model is trained from a file of features alone; its encoder must be the one that made them"
+@pytest.mark.parametrize('system', ['merge', 'show_and_tell'])
+def test_features_without_encoder(system, dls, tmp_path, monkeypatch):
+    "A system of pooled features is trained from a file of them alone, no network is built; its encoder must be the one that made them"
     dls.cache_features(Encoder('shapes_cnn', 'SHAPES', pool=True), tmp_path/'pooled')
-    learn = fit(caption_learner(dls.open_features(tmp_path/'pooled'), 'features', system='merge', **SIZES, metrics=[], path=tmp_path), 1, 1e-2)
+    def never(*args): raise AssertionError('a network is built')
+    with monkeypatch.context() as m:
+        m.setattr(encoder, 'build_cnn', never)
+        learn = fit(caption_learner(dls.open_features(tmp_path/'pooled'), 'features', system=system, **SIZES, metrics=[], path=tmp_path), 1, 1e-2)
     fails(ValueError, learn.captioner, 'add_encoder')
     fails(ValueError, lambda: learn.add_encoder(None), 'weights', 'pooled')
     learn.add_encoder('SHAPES')
