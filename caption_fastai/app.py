@@ -75,14 +75,14 @@ def _given(o, options):
 
 _data_options = {k: k for k in ('size', 'min_freq', 'max_vocab', 'max_len', 'grouped', 'aug', 'aug_scale', 'num_workers')}
 _learner_options = dict(arch='arch', system='system', emb_sz='emb_sz', attn_sz='attn_sz', n_hid='n_hid', proj_sz='proj_sz', n_layers='n_layers', cell='cell', join='join', dropout='p', lambda_attn='lambda_attn',
-                        label_smoothing='label_smoothing', pr_force='pr_force', opt='opt_func', wd='wd', word_vectors='word_vectors')
+                        label_smoothing='label_smoothing', pr_force='pr_force', opt='opt_func', wd='wd', word_vectors='word_vectors', train_vectors='train_vectors', grid='grid', deep_output='deep_output')
 
 def _check(o):
     "Options in range"
     def check(names, ok, expected):
         for k in names.split():
             if getattr(o, k) is not None and not ok(getattr(o, k)): raise ValueError(f'--{k} {getattr(o, k)}: expected {expected}')
-    check('size min_freq max_vocab max_len emb_sz attn_sz n_hid proj_sz n_layers beam_sz', lambda v: v >= 1, '1 or more')
+    check('size min_freq max_vocab max_len emb_sz attn_sz n_hid proj_sz n_layers grid beam_sz', lambda v: v >= 1, '1 or more')
     check('dropout label_smoothing', lambda v: 0 <= v < 1, '0 or more, and less than 1')
     check('lr_ratio aug_scale', lambda v: 0 < v <= 1, 'more than 0, and 1 at most')
     check('pr_force', lambda v: 0 <= v <= 1, '0 to 1')
@@ -111,9 +111,12 @@ def _train_parser():
     add('cache_features', "while the encoder is frozen, read its features from a file (by default in OUT), made the first time", nargs='?', const='', metavar='FILE')
     add('aug', 'crop, recolour and mirror training pictures at random', action=argparse.BooleanOptionalAction)
     for o,h in (('emb_sz', 'size of a word vector'), ('attn_sz', 'size of the attention layer'), ('n_hid', "size of the LSTM's state"), ('proj_sz', 'size of a layer that the features go through first'), ('n_layers', 'LSTMs on top of each other')): add(o, h, type=int)
+    add('grid', "pool the features of a picture's places to so many a side", type=int)
+    add('deep_output', 'score words by word, state and context, instead of the state alone', action=argparse.BooleanOptionalAction)
     add('cell', 'lstm or gru')
     add('join', 'how merge joins image and words: add or concat')
     add('word_vectors', 'file of word vectors to begin with, as GloVe or fastText have them')
+    add('train_vectors', 'or do word vectors stay as they are?', action=argparse.BooleanOptionalAction)
     add('dropout', 'on word vectors and output', type=float)
     add('pr_force', 'probability of the true last word in training, instead of the own one', type=float)
     add('opt', 'optimiser: adamw, adam, rmsprop')
@@ -209,7 +212,7 @@ def caption_train(
         stages = _stages(o)
         set_seed(o.seed)
         start = Captioner.load(o.start) if o.start else None
-        of_input = start.data_args() if start else encoder_input(o.arch) if o.arch else {}
+        of_input = start.data_args() if start else encoder_input(o.arch) if o.arch and o.arch != recipe_learner(o.recipe).get('arch') else {}
         kw = {**recipe_data(o.recipe), **of_input, **_given(o, _data_options), 'seed': o.seed}
         if stages[0].bs: kw['bs'] = stages[0].bs
         if shapes: dls = _first(partial(CaptionDataLoaders.from_shapes, out/'scenes', **kw))

@@ -6,7 +6,9 @@
 __all__ = ['run_grid', 'plot_grid']
 
 # %% ../nbs/14b_grid.ipynb #cell-004
-import itertools, os, shutil, time
+import itertools, math, os, shutil
+from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,19 +20,36 @@ from .metrics import WITHOUT_JAVA
 # %% ../nbs/14b_grid.ipynb #cell-006
 def _row(learn, settings, split, beam_sz, seconds, **kwargs):
     "What is measured of a trained learner with one beam"
-    start = time.perf_counter()
-    scores = learn.evaluate(split, beam_sz=beam_sz, measures=WITHOUT_JAVA, n_boot=0, top5=False, **kwargs)
-    took = time.perf_counter() - start
+    took = []
+    scores = learn.evaluate(split, beam_sz=beam_sz, measures=WITHOUT_JAVA, n_boot=0, top5=False, took=took, **kwargs)
     n = sum(p.numel() for p in learn.model.decoder.parameters())
     return {**settings, 'beam_sz': beam_sz, **{k: round(scores[k], 2) for k in 'bleu1 bleu2 bleu3 bleu4 cider rouge_l'.split()}, 'distinct': round(scores['distinct'], 3),
-            'decoder_params': n, 'decoder_mb': round(4*n/1e6, 1), 'epoch_s': round(seconds, 1), 's_per_1000': round(1000*took/scores['n'], 1), 'signature': scores['signature']}
+            'decoder_params': n, 'decoder_mb': round(4*n/1e6, 1), 'epoch_s': round(seconds, 1), 's_per_1000': round(1000*took[0]/scores['n'], 1), 'signature': scores['signature']}
 
 def _seconds(time):
     "Seconds of fastai's minutes:seconds or hours:minutes:seconds"
     return sum(int(t)*60**i for i,t in enumerate(reversed(time.split(':'))))
 
-def _is_done(table, settings):
-    return len(table) and (table[list(settings)].astype(str) == pd.Series(settings).astype(str)).all(axis=1).any()
+def _read(fname, grid):
+    "Results so far, the settings as the text that they are in the file; ValueError if they are of other settings"
+    if not fname.exists(): return pd.DataFrame()
+    table = pd.read_csv(fname, dtype=dict.fromkeys(grid, str), keep_default_na=False)
+    names = list(itertools.takewhile('beam_sz'.__ne__, table))
+    if {*names} != {*grid}: raise ValueError(f"{fname}: results of another grid, its settings are {', '.join(names)}; name another file")
+    return table
+
+def _text(settings): return {k: str(v) for k,v in settings.items()}
+def _said(settings): return ', '.join(f'{k}={v}' for k,v in settings.items())
+
+def _beams(table, settings):
+    "Those that a combination has been scored with"
+    return set(table[(table[list(settings)] == pd.Series(_text(settings))).all(axis=1)].beam_sz) if len(table) else set()
+
+def _typed(table, grid, fname):
+    "Settings as the values that they are in the grid, those of other calls as pandas reads them"
+    read = pd.read_csv(fname)
+    def of(k): return [{str(v): v for v in grid[k]}.get(t, o) for t,o in zip(table[k], read[k])]
+    return table.assign(**{k: of(k) for k in grid})
 
 def run_grid(
     make, # gives a `CaptionLearner`, called with a value of each setting
@@ -41,22 +60,28 @@ def run_grid(
     split:str='valid', # to score on
     **kwargs # for `evaluate`: length_penalty, max_len, n
 )->pd.DataFrame: # a row for each combination and beam
-    "Train and score all combinations; scores and seconds go to `fname`, a picture beside it"
-    fname = Path(fname); fname.parent.mkdir(parents=True, exist_ok=True)
-    table = pd.read_csv(fname) if fname.exists() else pd.DataFrame()
-    if len(table) and (lost := [k for k in grid if k not in table]): raise ValueError(f"{fname}: results of another grid, it has no column '{lost[0]}'; name another file")
-    for i,values in enumerate(itertools.product(*grid.values())):
-        settings = dict(zip(grid, values))
-        if _is_done(table, settings): continue
-        print(f"{fname.stem}: {', '.join(f'{k}={v}' for k,v in settings.items())}", flush=True)
+    "Train and score all combinations; scores and seconds go to `fname`, a picture beside it. ValueError if `fname` has other settings, or a combination without one of `beams`"
+    fname,todo = Path(fname),[dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    fname.parent.mkdir(parents=True, exist_ok=True)
+    table = _read(fname, grid)
+    for settings in todo:
+        if (done := _beams(table, settings)) and (lost := {*beams} - done):
+            raise ValueError(f"beams: {fname} has {_said(settings)} without beam {min(lost)}, and what was trained is not kept; leave this beam out or name another file")
+    runs = fname.with_name(f'.{fname.stem}.runs')   # unfinished trainings
+    for settings in todo:
+        if _beams(table, settings): continue
+        print(f'{fname.stem}: {_said(settings)}', flush=True)
         learn:CaptionLearner = make(**settings)
-        learn.path = fname.with_name(f'{fname.stem}_{i}')
+        of = sorted(_text(settings).items()),[*(stages or learn.stages or [])]
+        learn.path = runs/blake2b(repr(of).encode(), digest_size=8).hexdigest()
         learn.fit_stages(stages, resume=True)   # what an interrupted training has done counts
         epochs = learn.history.table.time.map(_seconds)
-        rows = [_row(learn, settings, split, b, epochs.mean(), **kwargs) for b in beams]
+        rows = [_row(learn, _text(settings), split, b, epochs.mean(), **kwargs) for b in beams]
         table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
         _write(table, fname)
-        shutil.rmtree(learn.path)   # the weights of an unfinished training
+        shutil.rmtree(learn.path)
+    with suppress(OSError): runs.rmdir()   # if it is empty
+    table = _typed(table, grid, fname)
     fig = plot_grid(table, list(grid)); fig.savefig(fname.with_suffix('.png'), dpi=110); plt.close(fig)
     return table
 
@@ -64,16 +89,27 @@ def _write(table, fname):
     part = fname.with_name(fname.name + '.part')
     table.to_csv(part, index=False); os.replace(part, fname)
 
+_of_beam = dict(bleu1='BLEU-1', bleu2='BLEU-2', bleu3='BLEU-3', bleu4='BLEU-4', s_per_1000='seconds for 1,000 captions')
+_panels = {**_of_beam, 'decoder_params': "decoder's parameters, millions", 'decoder_mb': "decoder's MB", 'epoch_s': 'seconds an epoch'}
+
 def plot_grid(
     table:pd.DataFrame, # of `run_grid`
     settings:list[str] # its settings
 )->plt.Figure:
-    "BLEU-4 of each combination, a dot a beam, the best one on top"
-    names = table[settings].astype(str).agg(', '.join, axis=1)
+    "Scores, seconds and sizes of each combination, as far as the table has them: a dot a beam, grey where beams make no difference; the best BLEU-4 on top"
+    names = pd.Series([', '.join(map(str, row)) for row in zip(*(table[k] for k in settings))], table.index)
     order = table.groupby(names).bleu4.max().sort_values().index
-    fig,ax = plt.subplots(figsize=(8, 1 + 0.35*len(order)), layout='constrained')
-    for beam,rows in table.groupby('beam_sz'):
-        ax.plot(rows.bleu4, [order.get_loc(n) for n in names[rows.index]], 'o', label=f'beam {beam}')
-    ax.set_yticks(range(len(order)), order); ax.set_xlabel('BLEU-4'); ax.grid(axis='x', alpha=0.3); ax.set_ylabel(', '.join(settings))
-    fig.legend(loc='outside right upper')
+    place,shown = names.map(order.get_loc),[k for k in _panels if k in table]
+    n = math.ceil(len(shown)/4)
+    fig,axs = plt.subplots(n, 4, figsize=(12, n*(1 + 0.25*len(order))), sharey=True, squeeze=False, layout='constrained')
+    for ax,k in zip(axs.flat, shown):
+        values = table[k]/1e6 if k == 'decoder_params' else table[k]
+        if k not in _of_beam: ax.plot(values, place, 'o', color='0.5')
+        else:
+            for beam,rows in table.groupby('beam_sz').groups.items(): ax.plot(values[rows], place[rows], 'o', label=f'beam {beam}')
+        if not k.startswith('bleu'): ax.set_xlim(0, 1.1*values.max() or 1)
+        ax.set_xlabel(_panels[k]); ax.grid(alpha=0.3)
+    for ax in axs.flat[len(shown):]: ax.set_visible(False)
+    axs[0,0].set_yticks(range(len(order)), order); axs[0,0].set_ylim(-0.5, len(order) - 0.5)
+    fig.supylabel(', '.join(settings)); fig.legend(*axs[0,0].get_legend_handles_labels(), loc='outside upper right', ncols=9)
     return fig

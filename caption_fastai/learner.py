@@ -21,7 +21,7 @@ from .data import CaptionDataLoaders
 from .encoder import Encoder, encoder_input
 from .features import keep_freed_memory
 from .metrics import Top5Accuracy, evaluate
-from .model import NoEncoder, caption_model, caption_splitter
+from .model import NoEncoder, _arguments, _system, caption_model, caption_splitter
 from .recipes import Stage, recipe_learner
 from .search import search
 from .text import read_vectors, vocab_vectors
@@ -333,7 +333,7 @@ class CaptionLearner(Learner):
         Ctrl-C saves and stops; ValueError names the pictures of a batch that makes the loss or weights no numbers, OSError the file that cannot be written"""
         stages = stages or self.stages
         if not stages: raise ValueError('stages: there is no recipe to take them from, pass a list of Stage')
-        for s in stages: self._check_stage(s)
+        for s in stages: self._check_stage(s, self.cbs + L(cbs))
         scored = 'valid' in set(self.dls.captions.split) and any(isinstance(m, BleuMetric) for m in self.metrics)
         best = SaveBest() if scored else None
         progress = SaveProgress(Path(self.path)/self.model_dir, stages, best, save_minutes)
@@ -352,9 +352,11 @@ class CaptionLearner(Learner):
                 self.first_epoch = self.dls.train.first = 0
                 progress.found = None
                 self._blind(False)
+            if s.blind and best: best.best = None   # what it says without pictures is no measure for what comes
         progress.finish()
 
-    def _check_stage(self, s):
+    def _check_stage(self, s, cbs=()):
+        if s.one_cycle and any(isinstance(cb, ReduceLROnPlateau) for cb in cbs): raise ValueError('ReduceLROnPlateau: in a stage of one cycle each batch has a rate of its own, pass Stage(..., one_cycle=False)')
         system,parts = self.model.config['system'],[n for n,_ in self.model.decoder.named_children()]
         if s.blind and self.model.decoder.blind is None: raise ValueError(f'Stage(blind=True): {system} has no text part of its own, merge has')
         if lost := [n for n in s.only or () if n not in parts]: raise ValueError(f"Stage(only=...): {system} has no part '{lost[0]}', it has {', '.join(parts)}")
@@ -398,13 +400,23 @@ class CaptionLearner(Learner):
         return Captioner.from_learner(self)
 
 # %% ../nbs/12_learner.ipynb #cell-013
+class _Hypers(dict):
+    "Rate, decay and momenta of a group of parameters; what is set here is set in the optimiser"
+    def __init__(self, values, write): super().__init__(values); self.write = write
+    def __setitem__(self, k, v): self.write(k, v); super().__setitem__(k, v)
+
+class _Writable(OptimWrapper):
+    "`hypers` are not copies, so that `ReduceLROnPlateau` can set them"
+    @property
+    def hypers(self): return [_Hypers(h, lambda k, v, pg=pg: set_item_pg(pg, self.bwd_map[k], v)) for h,pg in zip(super().hypers, self.opt.param_groups)]
+
 def fused_adam(
     params, # of each group
     lr:float, # learning rate
     **kwargs # for `torch.optim.AdamW`
 )->OptimWrapper:
     "PyTorch's fused AdamW with the defaults of fastai's `Adam`, of which it is several times as fast"
-    return OptimWrapper(params, opt=partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True), lr=lr, **kwargs)
+    return _Writable(params, opt=partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True), lr=lr, **kwargs)
 
 def _adam(params, lr, **kwargs): return Adam(params, lr, decouple_wd=False, **kwargs)
 OPTS = dict(adamw=fused_adam, adam=_adam, rmsprop=RMSProp)   # optimisers by name
@@ -465,16 +477,23 @@ def _with_recipe(f):
     "Arguments that are not given come from `recipe`"
     of_training = [k for k,p in inspect.signature(f).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]   # what goes on to the model is keyword-only
     @wraps(f)
-    def inner(dls, *args, recipe=None, **kwargs):
-        if recipe is None: return f(dls, *args, **kwargs)
+    def inner(*args, recipe=None, **kwargs):
+        if recipe is None: return f(*args, **kwargs)
         r = recipe_learner(recipe)
         stages = r.pop('stages')
-        given = {**dict(zip(('arch', 'weights'), args)), **kwargs}
+        given = {**dict(zip(of_training, args)), **kwargs}
         if hasattr(given.get('arch'), 'data_args'): r = {k: v for k,v in r.items() if k in of_training}   # the model is the captioner's
-        learn = f(dls, **{**r, **given})
+        if 'system' in given: r = _fitting(r, given['system'], of_training)
+        learn = f(*args, **{k: v for k,v in r.items() if k not in given}, **kwargs)
         learn.stages = stages
         return learn
     return inner
+
+def _fitting(r, system, others):
+    "What of a recipe another system takes, too"
+    cls = _system(system)[1]
+    known = [*others, *_arguments(cls), *['grid']*(not cls.pooled)]
+    return {k: v for k,v in r.items() if k in known}
 
 @_with_recipe
 @delegates(caption_model, but='vocab_sz')

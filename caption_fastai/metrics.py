@@ -7,7 +7,7 @@ __all__ = ['WITHOUT_JAVA', 'MEASURES', 'bleu', 'mean_measures', 'Scores', 'score
            'compare', 'encode_refs', 'evaluate', 'Top5Accuracy', 'CiderReward']
 
 # %% ../nbs/10_metrics.ipynb #cell-004
-import functools, json, math, os, shutil, subprocess, warnings
+import functools, json, math, os, shutil, subprocess, time, warnings
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -236,16 +236,18 @@ def evaluate(
     bs:int=64, num_workers:int=0, # see `caption_images`
     top5:bool=True, # count top-5 accuracy?
     share:tuple=(0, 1), # number of this process, and of how many that share the pictures: all get the scores of all
+    took:list=None, # the seconds of captioning, without those of scoring, are appended to it
     **kwargs # for `score_captions`: known, measures, n_boot, min_distinct
 )->tuple[dict,dict]: # scores as of `score_captions`, and captions by picture
     "Scores of freely generated captions"
-    images,hyps,counted = list(refs)[share[0]::share[1]],{},_Top5()
+    images,hyps,counted,start = list(refs)[share[0]::share[1]],{},_Top5(),time.perf_counter()
     def count(ids, feats):
         caps = encode_refs(vocab, [refs[images[i]] for i in ids]).to(feats.device)
         counted.add(model(feats, caps)[0], caps)
     for i,h in caption_images(model, pipeline, images, bs, num_workers, also=count if top5 else None, beam_sz=beam_sz, max_len=max_len, length_penalty=length_penalty):
         if isinstance(h, Exception): warnings.warn(f'left out of the scores: {h}')
         else: hyps[images[i]] = vocab.decode(h[0].ids)
+    if took is not None: took.append(time.perf_counter() - start)
     if share[1] > 1:
         from accelerate.utils import gather_object
         parts,hits,n = zip(*gather_object([(hyps, int(counted.hits), counted.n)]))

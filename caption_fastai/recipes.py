@@ -7,6 +7,7 @@ __all__ = ['recipes', 'Stage', 'recipe_data', 'recipe_learner']
 
 # %% ../nbs/11b_recipes.ipynb #cell-004
 import difflib
+from copy import deepcopy
 from dataclasses import dataclass
 
 from .encoder import encoder_input
@@ -38,7 +39,7 @@ recipes = dict(
         about='Show, Attend and Tell on Flickr8k in an hour on two cores', arch='mobilenet_v2', label_smoothing=0.1, grouped=True, aug=True,
         stages=[Stage(10, 1e-3, freeze=True, bs=16), Stage(3, slice(4e-4/16, 4e-4), freeze=1, bs=12)]),
     xu2015=dict(
-        about='Show, Attend and Tell as in the paper', arch='vgg16', grid=14, emb_sz=512, deep_output=True, opt_func='adam', wd=0.,
+        about="Show, Attend and Tell after the paper, but Adam for its RMSProp, and VGG16's map behind the last pool (7x7, spread over 14x14) for that before it", arch='vgg16', grid=14, emb_sz=512, deep_output=True, opt_func='adam', wd=0.,
         stages=[Stage(20, 4e-4, freeze=True, bs=64, one_cycle=False)],
         published='Flickr8k, soft attention: BLEU-1..4 67 / 44.8 / 29.9 / 19.5 (Xu et al. 2015, without brevity penalty)'),
     sat_resnet101=dict(
@@ -47,16 +48,18 @@ recipes = dict(
         published='Flickr8k: BLEU-4 21.8 / 23.5 / 23.9 with beams 1 / 3 / 5 (README of Image-Caption-Generation-using-Fastai, which has no code that computes them)'),
     sat_small=dict(
         about='the smallest in use: all sizes 128, encoder frozen, no penalty', arch='resnet18', emb_sz=128, attn_sz=128, n_hid=128, lambda_attn=0., opt_func='adam', wd=0.,
-        stages=[Stage(20, 4e-4, freeze=True, bs=32, one_cycle=False)]),
+        stages=[Stage(20, 4e-4, freeze=True, bs=32, one_cycle=False)],
+        published='Flickr8k: none known'),
     sat_25m=dict(
         about='within 25 million parameters and 100 MB, all sizes 512', arch='resnet18', emb_sz=512, opt_func='adam', wd=0.,
         stages=[Stage(10, 1e-3, freeze=True, bs=32)],
         published='Flickr8k, ResNet-18 frozen, beam 4: BLEU-4 18.3, CIDEr 47.7 (Varier, Image-Captioning-Pytorch)'),
     sat_gru=dict(
         about="as TensorFlow's tutorial: InceptionV3's 8x8 grid and a GRU, made for COCO", arch='inception_v3', emb_sz=256, cell='gru', p=0., lambda_attn=0., max_vocab=5000, min_freq=1, opt_func='adam', wd=0.,
-        stages=[Stage(20, 1e-3, freeze=True, bs=64, one_cycle=False)]),
+        stages=[Stage(20, 1e-3, freeze=True, bs=64, one_cycle=False)],
+        published='Flickr8k: none known'),
     vinyals2015=dict(
-        about='Show and Tell as in the paper', arch='googlenet', system='show_and_tell',
+        about='Show and Tell after the paper, but one model for its ensemble, AdamW and one cycle for its SGD', arch='googlenet', system='show_and_tell',
         stages=[Stage(20, 1e-3, freeze=True, bs=64)],
         published='Flickr8k: BLEU-1..3 63 / 41 / 27 (Vinyals et al. 2015, ensemble, beam 20, without brevity penalty)'),
     cnn_lstm=dict(
@@ -69,17 +72,19 @@ recipes = dict(
         published='Flickr8k: BLEU-1..4 60.1 / 41.1 / 27.3 / 17.9 (Tanti et al. 2017)'),
     merge_two_steps=dict(
         about='Merge whose text part learns from captions alone first', arch='inception_v3', system='merge', opt_func='rmsprop', wd=0., bs=128,
-        stages=[Stage(5, 1e-3, freeze=True, blind=True, only=_text, one_cycle=False), Stage(10, 1e-3, freeze=True, only=('image', 'hidden', 'out'), one_cycle=False)]),
+        stages=[Stage(5, 1e-3, freeze=True, blind=True, only=_text, one_cycle=False), Stage(10, 1e-3, freeze=True, only=('image', 'hidden', 'out'), one_cycle=False)],
+        published='Flickr8k: none known'),
     merge_bidirectional=dict(
         about='the Keras variant: a bidirectional LSTM reads image and words', arch='inception_v3', system='merge_bidirectional', emb_sz=300, n_hid=256, opt_func='rmsprop', wd=0., bs=128,
-        stages=[Stage(10, 1e-3, freeze=True, one_cycle=False)]),
+        stages=[Stage(10, 1e-3, freeze=True, one_cycle=False)],
+        published='Flickr8k: none known'),
 )
 
 # %% ../nbs/11b_recipes.ipynb #cell-010
 _of_data = 'min_freq', 'max_vocab', 'max_len', 'grouped', 'aug', 'aug_scale', 'size', 'stats', 'bs'
 
 def _recipe(name):
-    if name in recipes: return dict(recipes[name])
+    if name in recipes: return deepcopy(recipes[name])   # a learner's stages may be changed
     near = difflib.get_close_matches(str(name), recipes) or list(recipes)
     raise ValueError(f"recipe='{name}': there is no such recipe, did you mean {' or '.join(near)}?")
 

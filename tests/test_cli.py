@@ -230,6 +230,34 @@ def test_train_goes_on_from_a_captioner(run, tmp_path):
     command_fails(caption_train, [*argv, '--size', '64'], 'size=64', 'size=96')
     command_fails(caption_train, [*argv, '--start', str(tmp_path/'nowhere')], str(tmp_path/'nowhere'))
 
+@pytest.fixture
+def asks(monkeypatch, tmp_path, run):
+    "What the command asks of `CaptionDataLoaders` and of `caption_learner`, without a training"
+    class Asked(Exception): pass
+    def asked(dls, **kw): raise Asked(dls, kw)
+    monkeypatch.setattr(app, 'caption_learner', asked)
+    def f(args):
+        with pytest.raises(Asked) as e: caption_train(f'--data {run[2]} --out {tmp_path} --num_workers 0 {args}'.split())
+        return e.value.args
+    return f
+
+def test_size_of_the_recipe(asks):
+    "It stays beside the recipe's own encoder; another encoder brings its own"
+    assert [asks(o)[0].pipeline.size for o in ('--arch mobilenet_v2', '', '--arch resnet18', '--arch resnet18 --size 96')] == [256, 256, 224, 96]
+
+def test_options_of_the_model(asks):
+    kw = asks('--grid 5 --deep_output --no-train_vectors')[1]
+    assert kw.items() >= dict(grid=5, deep_output=True, train_vectors=False).items()
+    assert not {'grid', 'deep_output', 'train_vectors'} & asks('')[1].keys()
+
+def test_train_another_system_than_the_recipe(run, tmp_path):
+    "The default recipe beside --system: its sizes that the system does not have are left out, those given are refused"
+    argv = f'--data {run[2]} --out {tmp_path} --system merge --arch shapes_cnn --size 96 --min_freq 1 --num_workers 0 --epochs 1 --bs 16 --lr 1e-2 --no-aug --n_hid 32'.split()
+    caption_train(argv)
+    config = Captioner.load(tmp_path).model.config
+    assert (config['system'], config['n_hid'], config['p']) == ('merge', 32, 0.4) and 'proj_sz' not in config
+    command_fails(caption_train, [*argv, '--proj_sz', '8'], 'proj_sz=8', 'merge has no such argument')
+
 def test_train_into_the_same_folder_again(run):
     "A second run into the same folder replaces what is there"
     out,_,_,argv = run

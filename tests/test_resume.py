@@ -11,7 +11,7 @@ from fastai.torch_core import set_seed
 from caption_fastai import features, learner
 from caption_fastai.callbacks import BleuMetric
 from caption_fastai.data import Augment
-from caption_fastai.learner import Stage
+from caption_fastai.learner import OPTS, Stage
 from caption_fastai.shapes import write_shapes
 from helpers import changed, fails, load_dls, tensors, tiny_learner
 
@@ -97,7 +97,7 @@ def test_half_a_step(scenes, whole, tmp_path):
 def test_callbacks_that_keep_a_score(scenes, tmp_path):
     "Each goes on from its own best score; one may be left out"
     def worst(): return SaveModelCallback('valid_loss', comp=np.greater, fname='worst')
-    with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, STAGES[:1], cbs=[worst(), ReduceLROnPlateau('bleu4', patience=9), At(7, stop)])
+    with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, STAGES[:1], cbs=[worst(), EarlyStoppingCallback('valid_loss', patience=9), At(7, stop)])
     learn = run(scenes, tmp_path, STAGES[:1], cbs=[cb := worst()], resume=True)
     first,second = (r['valid_loss'] for r in learn.history.rows)
     assert cb.best == first > second
@@ -280,6 +280,23 @@ def test_read_only_from_the_first_file_on(tmp_path, monkeypatch):
     "Where not even a folder can be made"
     broken_disk(monkeypatch, tmp_path, 0, read_only)
     fails(OSError, lambda: learner._write(tmp_path/'a'/'models'/'file', b'x'), 'Read-only file system: 0.0 MB to write', 'MB free', tmp_path/'a'/'models'/'file')
+
+@pytest.mark.parametrize('opt', OPTS)
+def test_rate_falls_on_a_plateau(scenes, tmp_path, opt):
+    "Three epochs without a better score halve the rates of all groups three times, for each optimiser; beside a stage of one cycle that is an error"
+    learn = tiny_learner(load_dls(scenes, grouped=True, bs=20), opt_func=opt, path=tmp_path)
+    falls = ReduceLROnPlateau('valid_loss', min_delta=100., factor=2.)
+    with learn.no_bar(), learn.no_logging(): learn.fit_stages([Stage(4, slice(1e-5, 1e-3), freeze=True, one_cycle=False)], falls)
+    assert learn.history.lrs == pytest.approx([lr for lr in (1e-3, 1e-3, 5e-4, 2.5e-4) for _ in range(2)])
+    assert [h['lr'] for h in learn.opt.hypers] == pytest.approx([1e-5/8, 1e-4/8, 1e-3/8])
+    fails(ValueError, lambda: learn.fit_stages([Stage(1)], falls), 'ReduceLROnPlateau', 'one_cycle=False')
+
+def test_fallen_rate_is_resumed(scenes, tmp_path):
+    stages,falls = [Stage(3, 1e-2, freeze=True, bs=8, one_cycle=False)],lambda: ReduceLROnPlateau('train_loss', min_delta=100.)
+    whole = run(scenes, tmp_path/'whole', stages, [falls()])
+    with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, stages, [falls(), At(12, stop)])
+    same(result(run(scenes, tmp_path, stages, [falls()], resume=True)), result(whole))
+    assert min(whole.history.lrs) == pytest.approx(1e-3)
 
 class Poison(Callback):
     "The batch after the n-th of all makes no number"

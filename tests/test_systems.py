@@ -1,24 +1,30 @@
 "Every system and every recipe goes the whole way, and new ones are added from outside"
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
-import pytest, torch
+import matplotlib.pyplot as plt, pandas as pd, pytest, torch
+from fastai.callback.core import Callback
+from fastai.callback.progress import ProgressCallback
+from fastai.torch_core import set_seed
 from torch import nn
 from torchvision.models import get_model
 
-from caption_fastai import encoder
+from caption_fastai import encoder, metrics
+from caption_fastai.callbacks import BleuMetric
 from caption_fastai.captioner import Captioner
 from caption_fastai.captions import read_captions
 from caption_fastai.classic import ShowAndTell
 from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.decoder import Decoder, State
 from caption_fastai.encoder import CNNS, Encoder, arch_name
+from caption_fastai.grid import plot_grid, run_grid
 from caption_fastai.learner import caption_learner
 from caption_fastai.metrics import evaluate
 from caption_fastai.model import SYSTEMS, caption_model
-from caption_fastai.recipes import recipe_data, recipe_learner, recipes
+from caption_fastai.recipes import Stage, recipe_data, recipe_learner, recipes
 from caption_fastai.shapes import write_shapes
-from helpers import fails, fit, load_dls, tiny_learner
+from helpers import changed, fails, fit, load_dls, tensors, tiny_learner
 
 SIZES = dict(emb_sz=16, n_hid=32, p=0.)
 
@@ -37,6 +43,40 @@ def test_recipe_goes_the_whole_way(name, few, tmp_path):
     for beam_sz in (1, 3, 5, 7):
         mine,theirs = (evaluate(o.model, o.vocab, o.pipeline, refs, beam_sz=beam_sz, max_len=8)[1] for o in (c, learn.captioner()))
         assert mine == theirs and len(mine) == 4
+
+@pytest.mark.parametrize('system', SYSTEMS)
+@pytest.mark.parametrize('recipe', ['scenes', 'flickr8k'])
+def test_recipe_with_another_system(recipe, system, dls, tmp_path):
+    "What a recipe says of another system is left out, the rest counts"
+    learn = caption_learner(dls, recipe=recipe, system=system, weights=None, metrics=[], path=tmp_path)
+    config = learn.model.config
+    assert config['system'] == system and config['p'] == recipes[recipe]['p'] and learn.stages == recipes[recipe]['stages']
+
+def test_what_is_given_beside_a_recipe(dls, tmp_path):
+    "It is taken by place and by name, and refused where the system has no such argument; a learner's stages are its own"
+    for recipe,system in ('xu2015', 'merge'), ('tanti2017', 'show_and_tell'), ('sat_gru', 'spatial_attention'):
+        config = caption_learner(dls, 'shapes_cnn', None, recipe=recipe, system=system, path=tmp_path).model.config
+        assert config['grid'] is None and config['emb_sz'] == recipes[recipe]['emb_sz'] and not {'deep_output', 'join', 'cell'} & config.keys()
+    fails(ValueError, lambda: caption_learner(dls, recipe='scenes', system='merge', attn_sz=8), 'attn_sz=8', 'merge has no such argument')
+    fails(ValueError, lambda: caption_learner(dls, recipe='scenes', system='merge', grid=2), 'grid=2')
+    learn = caption_learner(dls, 'shapes_cnn', None, 0.25, recipe='scenes', path=tmp_path)
+    assert learn.attention_penalty.lambda_attn == 0.25
+    with pytest.raises(TypeError): caption_learner(dls, 'shapes_cnn', None, recipe='scenes', arch='resnet18')
+    learn.stages[0].epochs = 99
+    assert recipes['scenes']['stages'][0].epochs == 2
+
+class Told(BleuMetric):
+    "A score of 50 without pictures and of 10 with them"
+    @property
+    def value(self): return 50. if self.learn.model.decoder.blind else 10.
+
+def test_best_without_pictures_is_not_kept(few, tmp_path):
+    "The score of a blind stage does not count in the next one"
+    learn = caption_learner(load_dls(few), 'shapes_cnn', system='merge', **SIZES, metrics=[Told()], path=tmp_path)
+    stages = [replace(s, epochs=1) for s in recipes['merge_two_steps']['stages']]
+    before = tensors(learn.model.decoder.image)
+    with learn.no_bar(), learn.no_logging(): learn.fit_stages(stages)
+    assert changed(before, tensors(learn.model.decoder.image)) == {'weight', 'bias'}
 
 @pytest.mark.parametrize('name', [pytest.param(s, marks=pytest.mark.long if s == 'spatial_attention' else ()) for s in SYSTEMS])
 def test_system_overfits_twenty_pictures(name, scenes, tmp_path):
@@ -98,6 +138,80 @@ def test_add_an_encoder(system, dls, tmp_path, monkeypatch):
     c = Captioner.load(learn.captioner().save(tmp_path/'captioner'))
     image = next(iter(dls.refs('test')))
     assert str(c.caption(image)) == str(learn.captioner().caption(image))
+
+# Grids
+
+class Untrained:
+    "Stands for a learner, where no training is needed"
+    stages,history,model = [Stage(1)],SimpleNamespace(table=pd.DataFrame(dict(time=['00:02']))),SimpleNamespace(decoder=nn.Linear(1, 1))
+    def fit_stages(self, stages, resume): self.path.mkdir(parents=True)
+    def evaluate(self, split, took, beam_sz, **kw):
+        took.append(2.)
+        return {**dict.fromkeys('bleu1 bleu2 bleu3 bleu4 cider rouge_l distinct'.split(), 10.*beam_sz), 'n': 100, 'signature': split}
+
+def test_grid_knows_what_is_done(tmp_path):
+    "Values of all kinds are found again and stay what they are; other settings and other beams are refused"
+    made,values,file = [],[1, None, '01', 0.5, True, 'NA', 'a, "b"'],tmp_path/'g.csv'
+    def make(**kw): made.append(kw); return Untrained()
+    def grid(*values, beams=(1, 3), **more): return run_grid(make, dict(tag=values, **more), file, beams=beams)
+    table = grid(*values)
+    assert list(table.tag[::2]) == list(table.tag[1::2]) == values and len(made) == len(values) and set(table.s_per_1000) == {20.}
+    assert list(grid(*values).tag[::2]) == values and len(made) == len(values)
+    assert len(grid('01', 7, beams=[3])) == 2*len(values) + 1 and made[len(values):] == [dict(tag=7)]
+    fails(ValueError, lambda: grid(8, 7), file, 'tag=7 without beam 1')
+    fails(ValueError, lambda: grid(1, size=[2]), file, 'another grid', 'tag')
+    run_grid(make, dict(tag=[1], size=[2]), tmp_path/'two.csv')
+    fails(ValueError, lambda: run_grid(make, dict(tag=[1]), tmp_path/'two.csv'), 'another grid', 'tag, size')
+    assert len(made) == len(values) + 2 and {f.name for f in tmp_path.iterdir()} == {'g.csv', 'g.png', 'two.csv', 'two.png'}
+
+def test_interrupted_grid(few, tmp_path):
+    "Begun again in another order, a combination goes on with its own weights; a folder of the user's stays"
+    seen,stages = {},[Stage(2, 1e-2, freeze=True)]
+    class Watch(Callback):
+        order = 57
+        def __init__(self, p, stop): self.p,self.stop = p,stop
+        def after_batch(self):
+            if self.training: seen[self.p] = seen.get(self.p, 0) + 1
+            if self.p == self.stop and self.epoch: raise KeyboardInterrupt
+    def train(file, ps, stop=None):
+        learners = seen.clear() or {}
+        def make(p):
+            set_seed(1)
+            learners[p] = learn = tiny_learner(load_dls(few, grouped=True, bs=6), p=p, cbs=Watch(p, stop))
+            learn.remove_cb(ProgressCallback)
+            return learn
+        run_grid(make, dict(p=ps), tmp_path/file, stages, n=2)
+        return {p: tensors(l.model) for p,l in learners.items()}
+    whole = train('whole.csv', [0.1, 0.3, 0.5])
+    n = seen[0.3]
+    (tmp_path/'g_1').mkdir()
+    with pytest.raises(KeyboardInterrupt): train('g.csv', [0.1, 0.3, 0.5], stop=0.3)
+    again = train('g.csv', [0.1, 0.5, 0.3])
+    assert seen == {0.5: n, 0.3: n//2}
+    for p in again: assert not changed(whole[p], again[p])
+    assert (tmp_path/'g_1').is_dir() and not (tmp_path/'.g.runs').exists()
+
+def test_plot_of_a_grid():
+    "A panel for each number that the table has"
+    table = pd.DataFrame(dict(a=['x', 'x', 'y'], beam_sz=[1, 3, 3], bleu4=[1., 3., 2.], cider=1.))
+    def panels(table): return [ax.get_xlabel() for ax in plot_grid(table, ['a']).axes if ax.get_visible()]
+    assert panels(table) == ['BLEU-4']
+    more = table.assign(**{k: 1. for k in 'bleu1 bleu2 bleu3 decoder_params decoder_mb epoch_s s_per_1000'.split()})
+    assert len(panels(more)) == 8
+    fig = plot_grid(more, ['a'])
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ['y', 'x']
+    plt.close('all')
+
+def test_seconds_of_captioning(monkeypatch):
+    "Those of scoring are left out"
+    clock = [0.]
+    def wait(seconds, res): clock[0] += seconds; return res
+    monkeypatch.setattr(metrics, 'caption_images', lambda *args, **kw: wait(3, []))
+    monkeypatch.setattr(metrics, 'score_captions', lambda *args, **kw: wait(100, {}))
+    monkeypatch.setattr(metrics.time, 'perf_counter', lambda: clock[0])
+    took = []
+    evaluate(None, None, None, {'a': ['b']}, top5=False, took=took)
+    assert took == [3.]
 
 # Bad input
 
