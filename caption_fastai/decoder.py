@@ -133,10 +133,13 @@ class Decoder(nn.Module):
         caps:Tensor, # (bs,sl), or k captions an image (bs,k,sl); BOS ... EOS PAD
         lens:Tensor=None # (bs,) or (bs,k) on the CPU, see `cap_lens`
     )->tuple[Tensor,Tensor]: # logits (N,K) of the words after the first (see `Packing`), alphas (bs,[k,]sl-1,L)
-        "Teacher-forced with probability `pr_force`"
+        "Teacher-forced, in training mode with probability `pr_force`"
         packing = Packing(cap_lens(caps) if lens is None else lens)
-        logits,alphas = (self.forced if self.pr_force == 1 else self._one_by_one)(feats, caps[...,:-1], packing)
+        logits,alphas = (self._one_by_one if self._draws else self.forced)(feats, caps[...,:-1], packing)
         return logits, packing.unpack(alphas, caps[...,:-1].shape)
+
+    @property
+    def _draws(self): return self.training and self.pr_force < 1
 
     def forced(self, feats, caps, packing): # logits (N,K) and alphas (N,L)
         "With true words `caps` (bs,[k,]sl-1) alone"
@@ -147,7 +150,7 @@ class Decoder(nn.Module):
         state = self.init_state(feats).repeat(len(true)//len(feats))
         for t,n in enumerate(packing.sizes):
             ids = true[:,t]
-            if t and self.pr_force < 1:
+            if t and self._draws:
                 own = draw_words(logits.detach().float().softmax(-1))   # noqa: F821, F823, of the step before
                 ids = torch.where(torch.rand(ids.shape, device=ids.device) < self.pr_force, ids, own)
             logits,state,alpha = self.step(ids, state)

@@ -358,6 +358,15 @@ def test_gradients_are_the_same_bit_for_bit_with_several_threads(system, kw, pr_
     first = grads()
     for _ in range(5): assert not changed(first, grads())
 
+@pytest.mark.parametrize('system', SYSTEMS)
+def test_own_words_are_read_in_training_alone(system):
+    "Whatever probability of teacher forcing training has left, as without validation or at Ctrl-C"
+    dec = SYSTEMS[system](50, 8, emb_sz=6, n_hid=7, p=0.)
+    feats,caps = torch.randn(2, *[] if dec.pooled else [9], 8),torch.randint(4, 50, (2, 8))
+    logits = lambda pr: setattr(dec, 'pr_force', pr) or dec(feats, caps)[0]
+    dec.eval(); assert torch.equal(logits(0.), logits(1.))
+    dec.train(); assert not torch.allclose(logits(0.), logits(1.))
+
 def test_random_numbers_come_from_seed_epoch_and_item(scenes):
     "Order and augmentation depend on these three: not on the number of workers, nor on epochs before"
     alone = batches(scenes, 0)
