@@ -122,7 +122,8 @@ class ImagePipeline:
         r,grid = self.region(size),np.asarray(grid, np.float32)
         seen = [max(r[0], 0), max(r[1], 0), min(r[2], size[0]), min(r[3], size[1])]
         box = [(v - r[i%2])*grid.shape[1 - i%2]/(r[i%2 + 2] - r[i%2]) for i,v in enumerate(seen)]
-        x0,y0,x1,y1 = map(round, seen)
+        x0,y0 = (min(round(v), n - 1) for v,n in zip(seen, size))
+        x1,y1 = (max(round(v), v0 + 1) for v,v0 in zip(seen[2:], (x0, y0)))   # a pixel at least
         out = np.zeros(size[::-1], np.float32)
         out[y0:y1,x0:x1] = Image.fromarray(grid).resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC, box)
         return out
