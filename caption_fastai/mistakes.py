@@ -163,7 +163,7 @@ def _tell(ax, texts):
     "Write caption, notes and references below each other"
     y = 0.
     for text,style,h in zip(texts, _styles, _line):
-        ax.annotate(text, (0, 1), (0, -72*y), xycoords='axes fraction', textcoords='offset points', va='top', annotation_clip=False, **style)
+        ax.annotate(text, (0, 1), (0, -72*y), xycoords='axes fraction', textcoords='offset points', va='top', annotation_clip=False, parse_math=False, **style)
         y += (text.count('\n') + 1)*h + 0.05
 
 def _rows(heights, widths, width):
@@ -296,7 +296,7 @@ def scores_by(self:CaptionInterpretation,
     "Scores of groups of pictures; ValueError if what they are grouped by is not known"
     if what not in _what: raise ValueError(f"what='{what}': choose one of {', '.join(_what)}")
     values = pd.Series(_what[what][0](self), index=self.table.index)
-    group = pd.qcut(values, bins, labels=False, duplicates='drop') if values.nunique() > bins else values
+    group = pd.qcut(values, bins, labels=False, duplicates='drop') if what != 'objects' and values.nunique() > bins else values
     groups,ends = self.table.groupby(group)[list(_by)],values.groupby(group).agg(['min', 'max'])
     number = ('{:,}' if values.dtype.kind == 'i' else '{:.1f}').format
     res = groups.mean().join(groups.sem().fillna(0).add_suffix('_se'))
@@ -313,10 +313,12 @@ def plot_scores_by(self:CaptionInterpretation,
     "Scores of groups of pictures, with the standard error and the number of pictures"
     if by not in _by: raise ValueError(f"by='{by}': choose one of {', '.join(_by)}")
     tables = [self.scores_by(w, bins) for w in ([what] if isinstance(what, str) else what)]
-    fig,axs = plt.subplots(1, len(tables), figsize=(5*len(tables), 3.4), squeeze=False, sharey=True, layout='constrained')
-    for ax,t in zip(axs[0], tables):
-        ax.bar(t.index, t[by], yerr=t[f'{by}_se'], color='#56B4E9', ecolor='0.3', capsize=3)
-        ax.set_xticks(range(len(t)), [f'{i}\nn={n}' for i,n in zip(t.index, t.n)]); ax.set_xlabel(t.index.name)
+    across = [0.08*len(t)*(1 + max(map(len, [*t.index, *map('n={}'.format, t.n)]))) < 4.4 for t in tables]   # do names of groups fit beside each other?
+    width = max(5, *(0.2*len(t) + 1 for t in tables))
+    fig,axs = plt.subplots(1, len(tables), figsize=(width*len(tables), 3.4 if all(across) else 4.4), squeeze=False, sharey=True, layout='constrained')
+    for ax,t,fits in zip(axs[0], tables, across):
+        ax.bar(range(len(t)), t[by], yerr=t[f'{by}_se'], color='#56B4E9', ecolor='0.3', capsize=3)
+        ax.set_xticks(range(len(t)), [f'{i}\nn={n}' if fits else f'{i} (n={n})' for i,n in zip(t.index, t.n)], rotation=0 if fits else 90); ax.set_xlabel(t.index.name)
         ax.spines[['top', 'right']].set_visible(False)
     axs[0,0].set_ylabel(_names.get(by, by))
     return fig
@@ -354,10 +356,10 @@ for(const o of items){
   for(const w of o.caption.split(' '))cap.append(o.made.includes(w)?el('mark',w):w,' ')
   for(const r of o.refs)list.append(el('li',r))
   more.append(el('summary','references'),list)
-  a.append(img,cap,el('p',`CIDEr ${o.cider} · BLEU ${o.bleu} · loss ${o.loss}`,'scores'))
+  a.append(img,cap,el('p',`CIDEr ${o.cider} · BLEU ${o.bleu} · loss ${o.loss??'nan'}`,'scores'));o.loss??=Infinity
   if(o.missed.length)a.append(el('p','missed: '+o.missed.join(', '),'missed'))
   a.append(more);o.card=a
-  o.sets={caption:words(o.caption),missed:o.missed,made:o.made};o.sets.all=o.sets.caption.concat(o.refs.flatMap(words))
+  o.sets={caption:words(o.caption),missed:o.missed.flatMap(words),made:o.made.flatMap(words)};o.sets.all=o.sets.caption.concat(o.refs.flatMap(words))
 }
 function show(){
   const f=Object.fromEntries(new FormData(form)),q=words(f.q),lo=f.lo===''?-Infinity:+f.lo,hi=f.hi===''?Infinity:+f.hi
@@ -395,7 +397,7 @@ def gallery(self:CaptionInterpretation,
     rows = []
     for r,refs in zip(self.table.itertuples(), self.refs):
         missed,made = wrong_words(r.caption, refs)
-        rows.append(dict(name=Path(r.image).name, caption=r.caption, refs=refs, missed=missed, made=made, loss=round(r.loss, 2), bleu=round(r.bleu, 1),
+        rows.append(dict(name=Path(r.image).name, caption=r.caption, refs=refs, missed=missed, made=made, loss=round(r.loss, 2) if math.isfinite(r.loss) else None, bleu=round(r.bleu, 1),
                          cider=round(r.cider, 1), jpeg=_jpeg(r.image, side)))
     Path(fname).write_text(_page.replace('DATA', json.dumps(rows, ensure_ascii=False).replace('<', '\\u003c')), encoding='utf-8')
     return Path(fname)

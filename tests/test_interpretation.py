@@ -1,5 +1,5 @@
 "What a captioner gets wrong: errors, the order of losses, wrong words, and the page in a real browser"
-import re, shutil, subprocess
+import math, re, shutil, subprocess
 
 import matplotlib.pyplot as plt
 import pytest, torch
@@ -7,6 +7,7 @@ from helpers import fails
 from PIL import Image
 
 from caption_fastai.callbacks import CaptionLoss
+from caption_fastai import mistakes
 from caption_fastai.mistakes import CaptionInterpretation, word_kind, wrong_words
 
 @pytest.fixture(scope='module')
@@ -58,6 +59,18 @@ def test_counts_of_wrong_words_over_pictures(interp):
 def test_groups_hold_every_picture_once(interp):
     for what in ('length', 'rarity', 'objects'): assert interp.scores_by(what).n.sum() == 20
 
+def test_objects_are_not_grouped_and_many_groups_can_be_read(interp, monkeypatch):
+    monkeypatch.setitem(mistakes._what, 'objects', (lambda self: [i%5 for i in range(20)], 'objects'))
+    monkeypatch.setitem(mistakes._what, 'length', (lambda self: [1000 + i/20 for i in range(20)], 'length'))
+    assert interp.scores_by('objects', bins=2).index.tolist() == list('01234')
+    for bins in (4, 20):
+        fig = interp.plot_scores_by(['objects', 'length'], bins=bins)
+        fig.draw_without_rendering()
+        for ax in fig.axes:
+            labels = [l.get_window_extent() for l in ax.get_xticklabels()]
+            assert len(labels) == len(ax.patches) and not any(a.overlaps(b) for a,b in zip(labels, labels[1:]))
+        plt.close(fig)
+
 def _text_boxes(fig):
     fig.draw_without_rendering()
     return [t.get_window_extent() for ax in fig.axes for t in ax.texts]
@@ -65,7 +78,8 @@ def _text_boxes(fig):
 @pytest.mark.parametrize('size', [(40, 160), *(pytest.param(s, marks=pytest.mark.long) for s in ((160, 40), (8, 8)))])
 def test_no_text_lies_on_another(interp, tmp_path, size):
     Image.new('RGB', size, 'teal').save(tmp_path/'a.png')
-    long = ' '.join(['a very small dog with a ball runs beside the water']*3)
+    dollars = 'for $\\x$ '   # as TeX an error
+    long = dollars + ' '.join(['a very small dog with a ball runs beside the water']*3)
     two = CaptionInterpretation(interp.learn, interp.table[:2].assign(image=str(tmp_path/'a.png'), caption=[long, 'dog']), interp.hyps[:2], [[long]*5, ['a cat']*5])
     for fig in (two.plot([0, 1]), two.plot_right_wrong(2)):
         boxes = _text_boxes(fig)
@@ -86,6 +100,14 @@ def _shown(page, fragment, folder):
     dom = subprocess.run(cmd, capture_output=True, text=True, timeout=120).stdout
     names = re.findall(r'<article([^>]*)>.*?title="([^"]*)"', dom, flags=re.S)
     return [n for attrs,n in names if 'hidden' not in attrs], re.search(r'<output[^>]*>([^<]*)', dom)[1]
+
+@pytest.mark.skipif(shutil.which('chromium') is None, reason='chromium is not installed')
+def test_the_page_finds_words_with_a_hyphen_and_shows_a_loss_that_is_no_number(interp, tmp_path):
+    refs = [['a t-shirt hangs', 'one t-shirt'], ['a dog', 'one dog'], ['a dog', 'one dog']]
+    odd = CaptionInterpretation(interp.learn, interp.table[:3].assign(caption=['a dog', 'a t-shirt', 'a dog'], loss=[math.nan, 1., 2.]), interp.hyps[:3], refs)
+    page,names = odd.gallery(tmp_path/'odd.html'),[i.rsplit('/', 1)[-1] for i in odd.table.image]
+    assert _shown(page, 'by=loss', tmp_path/'p')[0] == [names[0], names[2], names[1]]
+    for where,name in (('missed', names[0]), ('made', names[1])): assert _shown(page, f'q=t-shirt&in={where}', tmp_path/'p')[0] == [name]
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which('chromium') is None, reason='chromium is not installed')
