@@ -152,11 +152,12 @@ class _Report(Callback):
 
     def _point(self, n=20): # scenes
         "Where attention's peak is, if there is attention and a word that speaks of an object"
+        if self.model.decoder.pooled: return
         pictures = list(self.learn.dls.refs(self.split))[:n]
-        try: hit = pointing_table(pointing_game(self.learn.captioner(), {p: self.scenes[Path(p).name] for p in pictures}, ['alpha'])).hit
-        except ValueError: return
+        try: t = pointing_table(pointing_game(self.learn.captioner(), {p: self.scenes[Path(p).name] for p in pictures}, ['alpha']))
+        except ValueError as e: print(f'  where attention has its peak is not known: {e}'); return
         print('  attention has its peak in the box of the object that is spoken of: ' +
-              ', '.join(f"{kind}s {share:.0%} (chance {hit['chance', kind]:.0%})" for kind,share in hit['alpha'].items()))
+              ', '.join(f"{kind}s {r.hit:.0%} of {r.words:.0f} (chance {t.hit['chance', kind]:.0%})" for kind,r in t.loc['alpha'].iterrows()))
 
 def _save_figure(fig, fname):
     fig.savefig(fname, dpi=110); plt.close(fig)

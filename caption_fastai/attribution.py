@@ -6,7 +6,9 @@
 __all__ = ['METHODS', 'forced_caption', 'attribute', 'plot_attributions', 'pointing_game', 'pointing_table']
 
 # %% ../nbs/14c_attribution.ipynb #cell-005
-import math
+import math, warnings
+from contextlib import contextmanager
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,22 +18,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .captioner import Caption, Captioner
-from .decoder import Packing
 from .images import open_image
-from .text import Vocab, cap_lens
+from .interpret import _axes_of, _cell, _fit
+from .model import Ensemble
+from .text import Vocab
 
 # %% ../nbs/14c_attribution.ipynb #cell-007
+@contextmanager
+def _evaluating(model):
+    "Evaluation mode inside the block"
+    on = [m for m in model.modules() if m.training]
+    for m in on: m.training = False
+    try: yield
+    finally:
+        for m in on: m.training = True
+
 def _forced(captioner, imgs, ids):
     "Logits (T,bs,K) of the words after the first and alphas (bs,T,L), teacher-forced with `ids` for all pictures"
     caps = torch.tensor([ids], device=imgs.device).expand(len(imgs), -1)
-    packing,model = Packing(cap_lens(caps)),captioner.model
-    logits,alphas = model.decoder.forced(model.features(imgs), caps[:,:-1], packing)
-    return logits.float().unflatten(0, (-1, len(imgs))), packing.unpack(alphas, caps[:,:-1].shape)
+    with _evaluating(captioner.model): logits,alphas = captioner.model(imgs, caps)
+    return logits.float().unflatten(0, (-1, len(imgs))), alphas
 
 class _Word:
     "The log probability of a word of a caption as a function of pictures, in evaluation mode"
     def __init__(self, captioner, caption, word):
-        captioner.model.eval()
+        if isinstance(captioner.model, Ensemble): raise ValueError('captioner: an ensemble has several encoders, and no grid or gradient of its own; pass one of its captioners')
         self.captioner,self.caption,self.at = captioner,caption,_place(caption, word)
         p,words,stoi = next(captioner.model.parameters()),caption.words[:self.at + 1],captioner.vocab.stoi
         if words[-1] not in stoi: raise ValueError(f"word='{words[-1]}': is not in the captioner's vocabulary, which gives it no probability of its own")
@@ -39,7 +50,7 @@ class _Word:
         self.img = captioner.pipeline(caption.image).to(p.device, p.dtype).unsqueeze(0)   # (1,3,H,W)
         self.blank = self.img.flatten(2).median(2).values[...,None,None]   # (1,3,1,1)
         self.encoder = captioner.model.encoder
-        with torch.no_grad(): self.g,self.logp = self.encoder.body(self.img).shape[-1],self(self.img).item()
+        with torch.no_grad(), _evaluating(captioner.model): self.g,self.logp = self.encoder.body(self.img).shape[-1],self(self.img).item()
 
     def __call__(self,
         imgs:Tensor # (bs,3,H,W), normalised
@@ -51,11 +62,13 @@ class _Word:
         "The log probability with a window of two by two cells blanked, for each place of the window"
         side,n = min(2, self.g),max(1, self.g - 1)
         edge = [round(i*self.img.shape[-1]/self.g) for i in range(self.g + 1)]
-        imgs = self.img.repeat(n*n, 1, 1, 1)
-        for i in range(n*n):
-            (y,x) = divmod(i, n)
-            imgs[i,:,edge[y]:edge[y+side],edge[x]:edge[x+side]] = self.blank[0]
-        return torch.cat([self(o) for o in imgs.split(64)]).unflatten(0, (n, n))
+        def blanks(places):
+            imgs = self.img.repeat(len(places), 1, 1, 1)
+            for img,i in zip(imgs, places):
+                (y,x) = divmod(i, n)
+                img[:,edge[y]:edge[y+side],edge[x]:edge[x+side]] = self.blank[0]
+            return imgs
+        return torch.cat([self(blanks(range(n*n)[i:i+64])) for i in range(0, n*n, 64)]).unflatten(0, (n, n))
 
 def _place(caption, word):
     "The number of a word given by it or by its number"
@@ -66,15 +79,20 @@ def _place(caption, word):
     return int(word)
 
 # %% ../nbs/14c_attribution.ipynb #cell-009
+def _encode(vocab, text):
+    "Ids of a text, with a warning that names its words that are not known"
+    unknown = [w for w in dict.fromkeys(vocab.tokenize(text)) if vocab.stoi.get(w, vocab.unk_idx) < 4]
+    if unknown: warnings.warn(f"text: the captioner's vocabulary does not have {', '.join(unknown)}; xxunk is read in its place")
+    return vocab.encode(text)
+
 @torch.no_grad()
 def forced_caption(
     captioner:Captioner,
     picture, # all that `open_image` takes
     text:str # as if the captioner had said it
 )->Caption: # with its log probability and attention
-    "A caption that is given instead of searched for"
-    captioner.model.eval()
-    p,ids = next(captioner.model.parameters()),captioner.vocab.encode(text)
+    "A caption that is given instead of searched for; unknown words are read as xxunk, with a warning"
+    p,ids = next(captioner.model.parameters()),_encode(captioner.vocab, text)
     logits,alphas = _forced(captioner, captioner.pipeline(picture).to(p.device, p.dtype).unsqueeze(0), ids)
     score = logits[:,0].log_softmax(-1).gather(1, torch.tensor(ids[1:], device=p.device)[:,None]).sum().item()
     words = captioner.vocab.words(ids[1:])
@@ -130,7 +148,7 @@ def attribute(
     word, # of the caption, or its number; of a word that comes twice the first
     method='alpha' # one of `METHODS`, or a function of these three
 )->np.ndarray: # (h,w) over what the pipeline shows of the picture; larger speaks more for the word
-    "What of the picture a word rests on; ValueError for a word or a method that is not there, ImportError without captum where it is needed"
+    "What of the picture a word rests on; ValueError for a word or a method that is not there, or an ensemble, ImportError without captum where it is needed"
     if callable(method): return np.asarray(method(captioner, caption, word))
     if method not in METHODS: raise ValueError(f"method='{method}': choose one of {', '.join(METHODS)}")
     return METHODS[method](_Word(captioner, caption, word)).detach().float().cpu().numpy()
@@ -140,20 +158,24 @@ def plot_attributions(
     captioner:Captioner,
     caption:Caption, # see `attribute`
     word, # of the caption, or its number
-    methods=None, # names, by default all of `METHODS`, but alpha where there is no attention
-    width:float=12. # of the figure, inches
+    methods=None, # names or functions, by default all of `METHODS`, but alpha where there is no attention
+    width:float=12. # of the figure at most, inches
 )->plt.Figure:
     "A picture, and what a word of its caption rests on by each method: white speaks for the word, each relative to its own maximum"
     methods = methods or [m for m in METHODS if m != 'alpha' or caption.alphas.shape[1]]
     maps,img = [attribute(captioner, caption, word, m) for m in methods],open_image(caption.image)
     img.thumbnail((480, 480))
-    side = width/(len(maps) + 1)
-    fig,axs = plt.subplots(1, len(maps) + 1, figsize=(width, side*img.height/img.width + 0.8), layout='constrained')
-    for ax,m,name in zip(axs, [None, *maps], ['', *methods]):
-        ax.imshow(img); ax.axis('off'); ax.set_title(name.replace('_', '\n'), fontsize=min(11, 6*side), va='bottom')
+    names = [_name(m).replace('_', '\n') for m in methods]
+    cell,aspect = _cell(img, width/(len(maps) + 1))
+    size = _fit('\n'.join(names).split('\n'), cell)
+    text = f"'{caption.words[_place(caption, word)]}' in '{caption}'"
+    fig,axs = _axes_of(1, len(maps) + 1, cell, aspect, text, size*max(n.count('\n') + 1 for n in names))
+    for ax,m,name in zip(axs[0], [None, *maps], ['', *names]):
+        ax.imshow(img); ax.set_title(name, fontsize=size, va='bottom')
         if m is not None: ax.imshow(captioner.pipeline.on_picture(m.clip(0)/max(m.max(), 1e-12), img.size).clip(0, 1), cmap='gray', alpha=0.65, vmin=0, vmax=1)
-    fig.suptitle(f"'{caption.words[_place(caption, word)]}' in '{caption}'", fontsize=12)
     return fig
+
+def _name(method): return str(getattr(method, '__name__', method))
 
 # %% ../nbs/14c_attribution.ipynb #cell-019
 _RELATIONS = {'left', 'right', 'above', 'over', 'below', 'under', 'next', 'beside'}
@@ -189,11 +211,15 @@ def pointing_game(
     captioner:Captioner,
     scenes:dict, # picture, as a path or else -> its `Scene`
     methods=('alpha', 'grad_cam', 'hires_cam', 'integrated_gradients', 'gradient_shap', 'occlusion'), # see `attribute`; functions go by their name
-    captions:list=None # a `Caption` a picture, by default the captioner's own, greedy
+    captions:list=None # a `Caption` a picture, in the order of `scenes`, by default the captioner's own, greedy
 )->pd.DataFrame: # a row a word and method, 'chance' among these: picture, place, word, kind, method, hit, near, other, drop
-    "Does each method point to the object that a word speaks of? ValueError if no word speaks of an object"
-    rows = []
-    for c,scene in zip(captions or captioner.caption(list(scenes), beam_sz=1), scenes.values()):
+    "Does each method point to the object that a word speaks of? ValueError if no word speaks of an object, or if captions are of other pictures"
+    if captions is None: captions = captioner.caption(list(scenes), beam_sz=1)
+    if len(captions) != len(scenes): raise ValueError(f'captions: {len(captions)} for {len(scenes)} scenes, pass one a picture')
+    rows,named = [],lambda o: isinstance(o, (str, Path))
+    for c,(picture,scene) in zip(captions, scenes.items()):
+        if named(c.image) and named(picture) and Path(c.image).name != Path(picture).name:
+            raise ValueError(f'captions: one of {c.image} is in the place of {picture}, pass them in the order of the scenes')
         size = open_image(c.image).size
         for i,kind,objs in _spoken(c.words, scene):
             w = _Word(captioner, c, i)
@@ -201,7 +227,7 @@ def pointing_game(
             hit,near = _targets(captioner.pipeline, size, w.g, objs)
             other = _targets(captioner.pipeline, size, w.g, [o for o in scene.objs if o not in objs])[0] & ~hit
             about = dict(picture=str(c.image), place=i, word=c.words[i], kind=kind)
-            rows += [dict(about, method=getattr(m, '__name__', m), **_points(attribute(captioner, c, i, m), w.g, drops, hit, near, other)) for m in methods]
+            rows += [dict(about, method=_name(m), **_points(attribute(captioner, c, i, m), w.g, drops, hit, near, other)) for m in methods]
             rows.append(dict(about, method='chance', hit=hit.mean(), near=near.mean(), other=other.mean(), drop=drops.mean().item()))
     if not rows: raise ValueError('scenes: no word of the captions names an object that is there; is the captioner trained on scenes, and are these the scenes of its pictures?')
     return pd.DataFrame(rows)

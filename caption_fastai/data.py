@@ -177,7 +177,7 @@ def show_captions(imgs, titles, ctxs=None, max_n=9, ncols=3, figsize=None, width
         for ax in ctxs[n:]: ax.axis('off')
     for img,title,ctx in zip(imgs, titles, ctxs):
         img.show(ctx=ctx, **kwargs)
-        ctx.set_title(title, fontsize=9)
+        ctx.set_title(title, fontsize=9, parse_math=False)
     return ctxs
 
 @dispatch

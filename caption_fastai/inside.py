@@ -9,7 +9,6 @@ __all__ = ['layer_names', 'feature_maps', 'plot_feature_maps', 'plot_filters', '
 
 # %% ../nbs/14e_inside.ipynb #cell-005
 import difflib, math
-from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch
@@ -19,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import functional as T
 
+from .attribution import _encode, _evaluating
 from .captioner import Caption
 from .decoder import AttentionDecoder, SpatialAttention, targets
 from .images import picture_batches
@@ -52,7 +52,7 @@ class _Watch:
         self.cnn.eval()
         self.grads = [(p, p.requires_grad) for p in self.cnn.parameters()]
         for p,_ in self.grads: p.requires_grad_(False)
-        self.hooks = [m.register_forward_hook(lambda m,x,y,n=n: self.out.__setitem__(n, y.clone())) for n,m in self.layers.items()]
+        self.hooks = [m.register_forward_hook(lambda m,x,y,n=n: self.out.__setitem__(n, y.clone() if torch.is_tensor(y) else y)) for n,m in self.layers.items()]
         return self
     def __exit__(self, *args):
         for h in self.hooks: h.remove()
@@ -60,8 +60,11 @@ class _Watch:
         for m,t in self.modes: m.training = t
     def __call__(self, x):
         self.cnn(x.to(next(self.cnn.parameters())))
-        for n,y in self.out.items():
-            if y.ndim != 4: raise ValueError(f"layer '{n}': puts out {tuple(y.shape)} and not maps (bs,C,h,w); choose one before the maps are flattened")
+        for n in self.layers:
+            if n not in self.out: raise ValueError(f"layer '{n}': the network never calls it with a picture; choose another one")
+            y = self.out[n]
+            shape = tuple(y.shape) if torch.is_tensor(y) else f'a {type(y).__name__}'
+            if not torch.is_tensor(y) or y.ndim != 4: raise ValueError(f"layer '{n}': puts out {shape} and not maps (bs,C,h,w); choose one before the maps are flattened")
         return self.out
 
 def feature_maps(
@@ -70,12 +73,13 @@ def feature_maps(
     pipeline, # `ImagePipeline` of the pictures it has been trained on
     layers:list[str] # see `layer_names`
 )->dict: # layer to (C,h,w)
-    "What layers make of a picture; ValueError offers names near to one that is not there"
-    with torch.no_grad(), _Watch(cnn, layers) as watch: return {n: y[0].cpu() for n,y in watch(pipeline(picture)[None]).items()}
+    "What layers make of a picture; ValueError offers names near to one that is not there, and names one that makes no maps"
+    with torch.no_grad(), _Watch(cnn, layers) as watch: return {n: y[0].float().cpu() for n,y in watch(pipeline(picture)[None]).items()}
 
-def _blank(n_rows, n_cols, width, aspect=1., title=0.):
-    "Axes without frames for pictures of this aspect ratio"
-    fig,axs = plt.subplots(n_rows, n_cols, figsize=(width, n_rows*(width/n_cols/aspect + title)), squeeze=False, layout='constrained')
+def _blank(n_rows, n_cols, width, title=0.):
+    "Axes without frames for square pictures"
+    side = min(width/n_cols, 2.4)
+    fig,axs = plt.subplots(n_rows, n_cols, figsize=(max(3, n_cols*side), n_rows*(side + title)), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
     return fig,axs
 
@@ -83,7 +87,7 @@ def plot_feature_maps(
     cnn:nn.Module, picture, pipeline, # see `feature_maps`
     layers:list[str]=None, # by default five convolutions from the first to the last
     n:int=7, # maps of a layer, those of the largest spread
-    width:float=12. # of the figure, inches
+    width:float=12. # of the figure at most, inches
 )->plt.Figure:
     "The picture as the network sees it, and maps of its layers, each from its smallest to its largest value"
     if layers is None:
@@ -95,7 +99,7 @@ def plot_feature_maps(
     axs[0,0].imshow(_unnormalised(pipeline(picture), pipeline))
     for row,(name,m) in zip(axs, maps.items()):
         row[0].set_ylabel('\n'.join([name, f"{len(m)} of {m.shape[1]}x{m.shape[2]}"]), fontsize=10)
-        for ax,c in zip(row[1:], m.flatten(1).std(1).argsort(descending=True)): ax.imshow(m[c], cmap='viridis'); ax.set_title(int(c), fontsize=9, pad=2)
+        for ax,c in zip(row[1:], m.flatten(1).std(1, correction=0).argsort(descending=True)): ax.imshow(m[c], cmap='viridis'); ax.set_title(int(c), fontsize=9, pad=2)
     return fig
 
 def _unnormalised(x, pipeline):
@@ -107,7 +111,7 @@ def _unnormalised(x, pipeline):
 def plot_filters(
     cnn:nn.Module, # a network whose first convolution takes pictures
     ncols:int=8, # filters a row
-    width:float=8. # of the figure, inches
+    width:float=8. # of the figure at most, inches
 )->plt.Figure:
     "The filters of the first layer, each from its smallest to its largest weight"
     names = layer_names(cnn)
@@ -140,6 +144,9 @@ def top_patches(
         peaks = torch.cat(peaks)
         return [(peaks[i].item(), pictures[i], _box(watch, layer, unit, pipeline(pictures[i]))) for i in peaks.topk(k).indices.tolist()]
 
+def _check_units(units):
+    if not len(units): raise ValueError('units: there is none, pass numbers of channels of the layer')
+
 def _check_unit(layer, unit, y):
     if not 0 <= unit < y.shape[1]: raise ValueError(f"unit {unit}: layer '{layer}' has {y.shape[1]} units")
 
@@ -159,9 +166,10 @@ def _middle(mass):
 def plot_top_patches(
     cnn:nn.Module, layer:str, units:list[int], pictures:list, pipeline, # see `top_patches`
     k:int=8, # patches of a unit
-    width:float=10. # of the figure, inches
+    width:float=10. # of the figure at most, inches
 )->plt.Figure:
     "A row a unit: the patches that it responds to most"
+    _check_units(units)
     fig,axs = _blank(len(units), k, width, title=0.2)
     for row,unit in zip(axs, units):
         row[0].set_ylabel(f'unit {unit}', fontsize=11)
@@ -193,7 +201,7 @@ def visualize_unit(
             _check_unit(layer, unit, y)
             y = y[:,unit]
             rough = x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()
-            loss = tv*10*rough - y.mean()/(y.detach().std() + 1e-3).clamp(max=10)
+            loss = tv*10*rough - y.mean()/(y.detach().std(correction=0) + 1e-3).clamp(max=10)
             opt.zero_grad(); loss.backward(); opt.step()
             with torch.no_grad():
                 if step % 10 == 9 and step < steps - 10: x.copy_(T.gaussian_blur(x, 3, 0.6))
@@ -203,10 +211,11 @@ def visualize_unit(
 def plot_units(
     cnn:nn.Module, layer:str, units:list[int], pipeline, # see `visualize_unit`
     ncols:int=6, # pictures a row
-    width:float=10., # of the figure, inches
+    width:float=10., # of the figure at most, inches
     **kwargs # for `visualize_unit`
 )->plt.Figure:
     "Pictures made for units of a layer"
+    _check_units(units)
     ncols = min(ncols, len(units))
     fig,axs = _blank(math.ceil(len(units)/ncols), ncols, width, title=0.3)
     for ax,unit in zip(axs.flat, units): ax.imshow(visualize_unit(cnn, layer, unit, pipeline, **kwargs)); ax.set_title(f'unit {unit}', fontsize=10)
@@ -306,7 +315,7 @@ class WordVectors:
         _write(ax, xy, self.words[:n], colors)
         return ax.figure
 
-_kind_colors = dict(colour='#D55E00', count='#CC79A7', action='#009E73', object='#0072B2', relation='#B8860B', function='#666666', other='#AAAAAA')
+_kind_colors = dict(colour='#D55E00', count='#CC79A7', action='#009E73', object='#0072B2', relation='#000000', function='#666666', other='#5C2E00')
 
 def _write(ax, xy, words, colors):
     "Words at their places, but those that would lie on others"
@@ -331,16 +340,6 @@ def plot_word_vectors(
     return fig
 
 # %% ../nbs/14e_inside.ipynb #cell-030
-@contextmanager
-def _inference(model):
-    "Evaluation mode and no gradients inside the block"
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(): yield
-    finally:
-        for m,t in modes: m.training = t
-
 def gates(
     captioner, # a `Captioner` of a system with an `AttentionDecoder`
     caption:Caption # what it said of a picture, or another `Caption` of it
@@ -350,7 +349,7 @@ def gates(
     dec = model.decoder
     if not isinstance(dec, AttentionDecoder): raise ValueError(f'gates: known of show_attend_tell (LSTM or GRU) and spatial_attention, this is {type(dec).__name__}')
     p = next(model.parameters())
-    with _inference(model):
+    with torch.no_grad(), _evaluating(model):
         state = model(captioner.pipeline(caption.image)[None].to(p.device, p.dtype))
         rows = []
         for word in [vocab.bos_idx] + [vocab.stoi.get(w, vocab.unk_idx) for w in caption.words[:-1]]:
@@ -361,7 +360,7 @@ def gates(
             hh = dec.cell_h(h)
             rows.append(_gru_gates(x, hh, new) if dec.gru else _lstm_gates(x + hh, new))
             state = new
-    return {k: torch.cat([r[k] for r in rows]).cpu() for k in rows[0]}
+    return {k: torch.cat([r[k] for r in rows]).float().cpu() for k in rows[0]}
 
 def _lstm_gates(x, new):
     i,f,g,o = x.chunk(4, 1)
@@ -391,7 +390,7 @@ def plot_gates(
         gate = name.endswith('gate')
         most = 1. if gate else max(v.abs().max().item(), 1e-6)
         im = ax.imshow(v[:,units].T, aspect='auto', cmap='viridis' if gate else 'RdBu_r', vmin=0 if gate else -most, vmax=most, interpolation='nearest')
-        ax.set_title(name, fontsize=11); ax.set_xticks(range(n_words), caption.words, rotation=90, fontsize=size)
+        ax.set_title(name, fontsize=11); ax.set_xticks(range(n_words), caption.words, rotation=90, fontsize=size, parse_math=False)
         fig.colorbar(im, ax=ax, orientation='horizontal', location='top', pad=0.02, aspect=12).ax.tick_params(labelsize=8)
     for ax in axs[:,0]: ax.set_ylabel('units')
     return fig
@@ -406,14 +405,14 @@ def true_word_probs(
 )->pd.DataFrame: # a row a word: word, own, forced, free
     "Probability of each true word after the true words before it (`forced`) and after the model's own, greedy ones (`free`, nothing once they have ended), which are in `own`"
     model,vocab = captioner.model,captioner.vocab
-    true = vocab.encode(text)
+    true = _encode(vocab, text)
     if len(true) < 3: raise ValueError('text: has no words')
     own = captioner.caption(picture, beam_sz=1, max_len=len(true) - 1).words
     own = [vocab.bos_idx, *(vocab.stoi[w] for w in own), vocab.eos_idx][:len(true)]
     p = next(model.parameters())
-    with _inference(model):
+    with torch.no_grad(), _evaluating(model):
         feats = model.features(captioner.pipeline(picture)[None].to(p.device, p.dtype))
-        forced,free = (model(feats, torch.tensor([ids], device=p.device))[0].softmax(-1)[range(len(ids) - 1),true[1:len(ids)]].tolist() for ids in (true, own))
+        forced,free = (model(feats, torch.tensor([ids], device=p.device))[0].float().softmax(-1)[range(len(ids) - 1),true[1:len(ids)]].tolist() for ids in (true, own))
     rest = len(true) - len(own)
     return pd.DataFrame(dict(word=[_read(vocab, i) for i in true[1:]], own=[_read(vocab, i) for i in own[1:]] + ['']*rest, forced=forced, free=free + [math.nan]*rest))
 
@@ -425,7 +424,7 @@ def plot_teacher_forcing(
     t = true_word_probs(captioner, picture, text)
     fig,ax = plt.subplots(figsize=(width, 4), layout='constrained')
     ax.plot(t.forced, 'o-', color='#0072B2', label='after the true words'); ax.plot(t.free, 's--', color='#D55E00', label="after the model's own words")
-    ax.set_xticks(range(len(t)), [f'{a}\n{b and f"[{b}]"}' for a,b in zip(t.word, t.own)], rotation=0 if len(t) <= 12 else 90, fontsize=10 if len(t) <= 20 else 8)
+    ax.set_xticks(range(len(t)), [f'{a}\n{b and f"[{b}]"}' for a,b in zip(t.word, t.own)], rotation=0 if len(t) <= 12 else 90, fontsize=10 if len(t) <= 20 else 8, parse_math=False)
     ax.set(ylim=(-0.03, 1.03), ylabel='probability of the true word', xlabel="true word [the model's own]"); ax.grid(axis='y', alpha=0.3)
     ax.spines[['top', 'right']].set_visible(False); ax.legend(frameon=False, loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2)
     return fig
@@ -447,7 +446,7 @@ def language_bias(self:CaptionInterpretation,
     kind_of[[vocab.pad_idx, vocab.bos_idx, vocab.eos_idx, vocab.unk_idx]] = len(kinds)   # no words
     sums = torch.zeros(len(kinds) + 1, 1 + len(_shown), dtype=torch.float64)
     total = sum(x.double().sum(0) for _,x,_ in picture_batches(source, images, bs))
-    with _inference(model):
+    with torch.no_grad(), _evaluating(model):
         mean,last = (model.features(x[None].to(p.device, p.dtype)) for x in (total/len(self), source(images[-1])))
         for ids,x,_ in picture_batches(source, images, bs):
             own,caps = model.features(x.to(p.device, p.dtype)),encode_refs(vocab, [refs[i] for i in ids]).to(p.device)

@@ -6,7 +6,7 @@
 __all__ = ['plot_beams', 'plot_beam_tree', 'tensorboard_cbs']
 
 # %% ../nbs/14_interpret.ipynb #cell-005
-import math, textwrap
+import math, textwrap, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,15 +33,23 @@ def _shown(caption):
 def _lay(ax, img, heat, word='', size=12):
     "A picture with a map over it"
     ax.imshow(img); ax.imshow(heat, cmap='gray', alpha=0.65, vmin=0, vmax=1, interpolation='bilinear')
-    ax.set_title(word, fontsize=size)
+    ax.set_title(word, fontsize=size, parse_math=False)
 
-def _axes_of(nrows, ncols, width, aspect, text, size=12):
-    "Axes in rows, for pictures of this aspect ratio, and under a caption that is broken into lines"
-    title = textwrap.fill(text, max(20, int(width*9)))
-    height = nrows*(width/ncols/aspect + size/40) + 0.25*(title.count('\n') + 1)
+_tallest = 2.4   # picture, inches
+
+def _cell(img, inches):
+    "Width, at most `inches`, and aspect ratio of a place for a picture, neither too high nor too low, nor too narrow for its word"
+    aspect = min(max(img.width/img.height, 1/_tallest), 4)
+    return min(inches, _tallest*aspect),aspect
+
+def _axes_of(nrows, ncols, cell, aspect, text, points=12):
+    "Axes in rows, `cell` inches wide, for pictures of this aspect ratio under titles of this height, and under a caption that is broken into lines"
+    width = max(3, ncols*cell)
+    title = textwrap.fill(text, int(width*9))
+    height = nrows*(cell/aspect + points/40) + 0.25*(title.count('\n') + 1)
     fig,axs = plt.subplots(nrows, ncols, figsize=(width, height), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
-    fig.suptitle(title, fontsize=13)
+    fig.suptitle(title, fontsize=13, parse_math=False)
     return fig,axs
 
 def _ncols(n, aspect): return next(c for c in range(min(n, 6), n+1) if c == n or math.ceil(n/c)/c/aspect <= 1.2)   # a page that is not too long
@@ -50,16 +58,17 @@ def _fit(words, inches): return min(12, inches*72/(0.7*max(map(len, words), defa
 @patch
 def plot_attention(self:Caption,
     ncols:int=None, # pictures a row, by default as many as make a page of it
-    width:float=12., # of the figure, inches
-    strip:bool=False # all in one row, 1.4 inches a word, whatever `width` and `ncols` say?
+    width:float=12., # of the figure at most, inches
+    strip:bool=False # all in one row, at most 1.4 inches a word, whatever `width` and `ncols` say?
 )->plt.Figure:
     "The picture, and for each word where the model looked; ValueError for a system without attention"
     img,maps = _shown(self)
-    n,aspect = len(self.words) + 1,img.width/img.height
+    n,(widest,aspect) = len(self.words) + 1,_cell(img, width)
     if strip: ncols,width = n,1.4*n
-    ncols = min(ncols or _ncols(n, aspect), n)
-    size = _fit(self.words, width/ncols)
-    fig,axs = _axes_of(math.ceil(n/ncols), ncols, width, aspect, self.text, size)
+    ncols = min(ncols or max(_ncols(n, aspect), int(width/widest)), n)
+    cell = min(widest, width/ncols)
+    size = _fit(self.words, cell)
+    fig,axs = _axes_of(math.ceil(n/ncols), ncols, cell, aspect, self.text, size)
     axs.flat[0].imshow(img)
     for ax,word,heat in zip(axs.flat[1:], self.words, maps): _lay(ax, img, heat, word, size)
     return fig
@@ -73,12 +82,13 @@ def save_attention_gif(self:Caption,
     "The attention of each word as a frame of an animation; ValueError for a system without attention, or a caption without words"
     if not self.words: raise ValueError('words: the caption has none, there is nothing to animate')
     img,maps = _shown(self)
-    shape,size = (width, max(1, round(width*img.height/img.width))),max(10, width//18)
+    scale,size = min(width/img.width, 2*width/img.height),max(10, width//18)   # no higher than twice its width
+    shape = [max(1, round(scale*n)) for n in img.size]
     frames = []
     for i,(word,heat) in enumerate(zip(self.words, maps), 1):
         grey = Image.fromarray((heat*255).astype(np.uint8)).convert('RGB')
         frame = Image.new('RGB', (width, shape[1] + 2*size), 'white')
-        frame.paste(Image.blend(img, grey, 0.65).resize(shape))
+        frame.paste(Image.blend(img, grey, 0.65).resize(shape), ((width - shape[0])//2, 0))
         draw = ImageDraw.Draw(frame)
         draw.text((width/2, shape[1] + size), word, 'black', ImageFont.load_default(min(size, 1.6*width/len(word))), anchor='mm')
         draw.rectangle((0, shape[1], width*i/len(self.words), shape[1] + 2), fill='black')   # how far the caption is
@@ -88,15 +98,18 @@ def save_attention_gif(self:Caption,
 
 def plot_beams(
     captions:list, # `Caption`s of one picture, as `captioner.caption(picture, n_best=3)` gives them
-    inches:float=0.9 # width of a word's picture
+    inches:float=0.9, # width of a word's picture
+    width:float=12. # of the figure at most; a longer caption goes on below
 )->plt.Figure:
     "A row a caption: its score, and where it looked for each word; ValueError if there is none, or the system has no attention"
+    if isinstance(captions, Caption): captions = [captions]
     if not captions: raise ValueError('captions: there is none, pass those of captioner.caption(picture, n_best=3)')
     shown = [_shown(c) for c in captions]
     img,n = shown[0][0],max(len(c.words) for c in captions) + 1
-    size = min(_fit(c.words, inches) for c in captions)
-    fig,axs = _axes_of(len(captions), n, n*inches, img.width/img.height, captions[0].text, size)
-    for row,c,(_,maps) in zip(axs, captions, shown):
+    cell,aspect = _cell(img, inches)
+    ncols,size = max(1, min(n, int(width/cell))),min(_fit(c.words, cell) for c in captions)
+    fig,axs = _axes_of(len(captions)*math.ceil(n/ncols), ncols, cell, aspect, captions[0].text, size)
+    for row,c,(_,maps) in zip(axs.reshape(len(captions), -1), captions, shown):
         row[0].imshow(img); row[0].set_title(f'{c.score:.2f}', fontsize=size)
         for ax,word,heat in zip(row[1:], c.words, maps): _lay(ax, img, heat, word, size)
     return fig
@@ -135,7 +148,7 @@ def plot_training(self:CaptionLearner)->plt.Figure:
     "Loss, BLEU-4, learning rate and teacher forcing over all fits of this learner; ValueError if there was none"
     h,t = self.history,self.history.table
     if len(t) == 0: raise ValueError('nothing is trained yet: call fit_one_cycle or fit_stages first')
-    rows = [(3, 'cross-entropy a word', _draw_loss)]
+    rows = [(3, 'loss', _draw_loss)]
     if 'bleu4' in t and t.bleu4.astype(float).notna().any(): rows.append((2, 'BLEU-4, running free', _draw_bleu))
     rows.append((1.2, "decoder's\nlearning rate", _draw_rate))
     if min(h.prs, default=1.) < 1: rows.append((1.2, 'probability of\nteacher forcing', _draw_forcing))
@@ -225,7 +238,7 @@ def _draw_nodes(ax, columns, lefts, widths, a, b, row, gap):
         for n in columns[c]:
             (x,y),look = at(n),_fates[n.fate]
             style = dict(color=look['color'], ha='center', weight='bold' if n.fate == 'best' else 'normal', style='italic' if 'ls' in look else 'normal')
-            ax.text(x, y - 0.02, n.word, va='bottom', fontsize=10, **style); ax.text(x, y + 0.02, f'{n.score:.2f}', va='top', fontsize=8, **style)
+            ax.text(x, y - 0.02, n.word, va='bottom', fontsize=10, parse_math=False, **style); ax.text(x, y + 0.02, f'{n.score:.2f}', va='top', fontsize=8, **style)
             if c == a: continue
             from_x,from_y = (at(n.up)[0] + _half(n.up), at(n.up)[1]) if n.up else (lefts[1] - gap, 0.5*row)
             ax.plot([from_x, lefts[c] - gap/2, lefts[c] + gap/2, x - _half(n)], [from_y, from_y, y, y], **look, zorder=-n.y)
@@ -246,19 +259,19 @@ def plot_beam_tree(
     nodes = watch.result()
     for n in nodes: n.word = '(end)' if n.tok == Vocab.eos_idx else captioner.vocab.itos[n.tok]
     img = open_image(picture); img.thumbnail((400, 400))
-    row,gap,pic_w = 0.42,0.5,min(1.4, 1.4*img.width/img.height)
+    row,gap,(pic_w,pic_h) = 0.42,0.5,(1.4*n/max(img.size) for n in img.size)
     columns,n_rows = _arrange(nodes)
-    columns,widths = [[], *columns],[pic_w + gap, *(gap + 2*max(map(_half, col)) for col in columns)]
+    columns,widths = [[], *columns],[0.1 + pic_w + gap, *(gap + 2*max(map(_half, col)) for col in columns)]
     lefts = np.cumsum([0, *widths[:-1]])
     pages = _even_pages(widths, width)
     w = max(6.5, *(sum(widths[a:b]) for a,b in pages))
     title = textwrap.fill(captioner.vocab.decode(found[0].ids), max(20, int(w*9)))
-    h,top,bottom = max(n_rows*row, pic_w*img.height/img.width),0.3 + 0.25*(title.count('\n') + 1),0.45
+    h,top,bottom = max(n_rows*row, 0.1 + pic_h),0.3 + 0.25*(title.count('\n') + 1),0.45
     fig = plt.figure(figsize=(w, height := top + len(pages)*(h + 0.2) + bottom))
-    fig.suptitle(title, y=1 - 0.1/height, va='top', fontsize=13)
+    fig.suptitle(title, y=1 - 0.1/height, va='top', fontsize=13, parse_math=False)
     for i,(a,b) in enumerate(pages):
         ax = fig.add_axes((0, 1 - (top + h + i*(h + 0.2))/height, 1, h/height)); ax.axis('off')
-        if i == 0: ax.imshow(img, extent=(0.1, pic_w, pic_w*img.height/img.width, 0.1), aspect='auto')
+        if i == 0: ax.imshow(img, extent=(0.1, 0.1 + pic_w, 0.1 + pic_h, 0.1), aspect='auto')
         _draw_nodes(ax, columns, lefts, widths, a, b, row, gap)
         ax.set(xlim=(lefts[a], lefts[a] + w), ylim=(h, 0))
     fig.legend(handles=[Line2D([], [], label=k, **v) for k,v in _fates.items() if any(n.fate == k for n in nodes)], loc='lower center', ncols=4, frameon=False)
@@ -269,15 +282,22 @@ class _BoardPictures(Callback):
     "Attention figures after each epoch, word vectors after the last, by the writer of fastai's callback"
     order = 52   # after that callback has opened its writer, before it closes it
     def __init__(self, board, n): self.board,self.n = board,n
-    def before_fit(self): self.run = self.board.run
+    def before_fit(self): self.run,self.warned = self.board.run,False
     def after_epoch(self):
-        refs = list(self.dls.refs('valid'))[:self.n]
-        caps = self.learn.captioner().caption(refs)
-        for i,c in enumerate(caps):
-            if c.alphas.shape[1]: self.board.writer.add_figure(f'attention/{i}', c.plot_attention(), self.board.train_iter)
-            self.board.writer.add_text(f'captions/{i}', f'{c} (true: {self.dls.refs("valid")[refs[i]][0]})', self.board.train_iter)
+        images = list(self.dls.refs('valid'))[:self.n]
+        for i,h in caption_images(self.model, self.dls.source, images, beam_sz=3):
+            try:
+                if isinstance(h, Exception): raise h
+                self._show(i, Caption.of(h[0], self.dls.vocab, images[i], self.dls.pipeline))
+            except (OSError, ValueError) as e:
+                if not self.warned: warnings.warn(f'left out of TensorBoard: {e}')
+                self.warned = True
         if self.epoch == self.n_epoch - 1:
             self.board.writer.add_embedding(self.model.decoder.embedding.weight.detach(), self.dls.vocab.itos, tag='words', global_step=self.board.train_iter)
+
+    def _show(self, i, c):
+        self.board.writer.add_text(f'captions/{i}', f'{c} (true: {self.dls.refs("valid")[c.image][0]})', self.board.train_iter)
+        if c.alphas.shape[1]: self.board.writer.add_figure(f'attention/{i}', c.plot_attention(), self.board.train_iter)
 
 def tensorboard_cbs(
     log_dir, # folder that `tensorboard --logdir` is given

@@ -1,12 +1,15 @@
 "Maps lie where they belong, figures fit, and the pointing game counts right"
-import builtins, math
+import builtins, math, os, re, subprocess, sys, warnings
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np, pytest, torch
 from PIL import Image
 
-from caption_fastai.attribution import METHODS, attribute, forced_caption, plot_attributions, pointing_game, pointing_table
-from caption_fastai.captioner import Caption
+import caption_fastai
+from caption_fastai.app import _Report
+from caption_fastai.attribution import METHODS, _Word, attribute, forced_caption, plot_attributions, pointing_game, pointing_table
+from caption_fastai.captioner import Caption, Captioner
 from caption_fastai.images import ImagePipeline
 from caption_fastai.interpret import plot_beams
 from caption_fastai.learner import caption_learner
@@ -86,7 +89,47 @@ def test_a_figure_of_thirty_words(size):
     fig = c.plot_attention()
     assert not overlaps(fig)
     assert [ax.get_title() for ax in fig.axes if ax.get_title()] == c.words
-    assert fig.get_figwidth() == 12 and fig.get_figheight() < 16
+    assert fig.get_figwidth() <= 12 and fig.get_figheight() < 12
+
+def flat(captioner, caption, word): return np.ones((6, 6))
+
+@pytest.mark.parametrize('n,size', [(1, (300, 120)), (1, (120, 300)), (1, (60, 400)), (1, (4000, 40)), (1, (9, 7)), (30, (300, 120)), (30, (60, 400))])
+def test_no_figure_is_larger_than_a_page(captioner, n, size):
+    c = fake(n, size)
+    for fig,widest in ((c.plot_attention(), 12), (plot_beams([c]), 12), (plot_attributions(captioner, c, 0, [flat]), 12), (c.plot_attention(strip=True), max(3, 1.4*(n + 1)))):
+        w,h = fig.get_size_inches()
+        assert w <= widest + 0.01 and h <= (4 if n == 1 else 12)
+        if n == 1: assert not overlaps(fig)
+
+def test_beams_of_long_captions_go_on_below():
+    cs = [fake(30), fake(2)]
+    fig = plot_beams(cs)
+    titles = [ax.get_title() for ax in fig.axes]
+    n = len(titles)//2
+    for i,c in enumerate(cs): assert [t for t in titles[i*n:(i+1)*n] if t] == [f'{c.score:.2f}', *c.words]
+    assert [ax.get_title() for ax in plot_beams(cs[1]).axes] == ['0.00', *cs[1].words]   # a caption alone
+
+@pytest.mark.parametrize('size', [(4, 1), (1920, 3), (3, 1920)])
+@pytest.mark.parametrize('resize', ['squash', 'crop', 'pad'])
+def test_maps_over_thin_pictures(size, resize):
+    "However thin, a pixel of it is seen"
+    assert ImagePipeline(96, resize).on_picture(np.ones((7, 7)), size).max() == pytest.approx(1)
+    fake(2, size, 9, resize).plot_attention()
+
+def test_dollars_are_no_mathematics(captioner):
+    c = fake(2)
+    c.text,c.words = '$\\a$ b',['$\\a$', 'b']   # as TeX an error
+    for fig in (c.plot_attention(), plot_beams([c]), plot_attributions(captioner, c, 0, [flat])): fig.canvas.draw()
+
+@pytest.mark.long
+def test_figures_without_a_display(tmp_path):
+    "On a server, where nothing says how to draw"
+    code = ("import torch; from PIL import Image; from caption_fastai.captioner import Caption; import caption_fastai.interpret; "
+            "Caption('a b', ['a', 'b'], 0., torch.rand(2, 9), Image.new('RGB', (9, 7))).plot_attention().savefig('a.png')")
+    env = {k: v for k,v in os.environ.items() if k not in ('DISPLAY', 'WAYLAND_DISPLAY', 'MPLBACKEND')}
+    env['PYTHONPATH'] = str(Path(caption_fastai.__file__).parents[1])
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, check=True, timeout=300)
+    assert Image.open(tmp_path/'a.png').width > 100
 
 def test_a_strip_is_one_row():
     fig = fake(5).plot_attention(strip=True)
@@ -105,6 +148,10 @@ def test_animation_has_a_frame_a_word(tmp_path, n):
     with Image.open(c.save_attention_gif(tmp_path/'a.gif', width=200)) as gif:
         assert gif.n_frames == n and gif.width == 200
         if n > 1: gif.seek(1); assert gif.info['duration'] == 800
+
+@pytest.mark.parametrize('size', [(40, 4000), (4000, 40)])
+def test_an_animation_of_any_picture_is_of_bounded_size(tmp_path, size):
+    with Image.open(fake(2, size).save_attention_gif(tmp_path/'a.gif', width=200)) as gif: assert gif.width == 200 and gif.height <= 440
 
 def test_attention_of_a_system_without_it(dls, pictures, tmp_path):
     c = caption_learner(dls, 'shapes_cnn', 'SHAPES', system='show_and_tell', emb_sz=16, n_hid=32, path=tmp_path, metrics=[]).captioner()
@@ -144,6 +191,43 @@ def test_a_given_caption_is_scored_as_a_found_one(captioner, pictures):
         again = forced_caption(captioner, c.image, c.text)
         assert again.words == c.words and math.isclose(again.score, c.score, abs_tol=1e-3)
         torch.testing.assert_close(again.alphas, c.alphas, atol=1e-5, rtol=1e-4)
+
+def test_unknown_words_of_a_given_caption(captioner, pictures):
+    with pytest.warns(UserWarning, match='does not have zebra, quagga; xxunk'): c = forced_caption(captioner, list(pictures)[0], 'a zebra and a zebra and a quagga')
+    assert c.words.count('xxunk') == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        forced_caption(captioner, list(pictures)[0], 'a red circle')
+
+def test_an_ensemble(captioner, caption):
+    "Reads a caption, by the mean of its models, and has no attribution"
+    two = Captioner.ensemble([captioner, captioner])
+    one,both = (forced_caption(c, caption.image, caption.text) for c in (captioner, two))
+    assert both.score == pytest.approx(one.score, abs=1e-4)
+    torch.testing.assert_close(both.alphas, one.alphas)
+    for f in (lambda: attribute(two, caption, 0), lambda: plot_attributions(two, caption, 0)): fails(ValueError, f, 'ensemble', 'pass one of its captioners')
+
+def test_the_model_stays_in_its_mode(captioner, caption):
+    "Whatever mode that is, dropout and batch normalisation are those of evaluation"
+    asks = [lambda: forced_caption(captioner, caption.image, caption.text).score, *(lambda m=m: attribute(captioner, caption, 1, m).sum() for m in ('grad_cam', 'occlusion'))]
+    model = captioner.model
+    want = [f() for f in asks]
+    model.train()
+    modes = [m.training for m in model.modules()]
+    try:
+        assert [f() for f in asks] == pytest.approx(want, rel=1e-3)
+        assert [m.training for m in model.modules()] == modes and any(modes)
+    finally: model.eval()
+
+def test_windows_are_blanked_a_few_pictures_at_a_time(monkeypatch):
+    class Sums(_Word):
+        def __init__(self): self.g,self.img,self.blank = 12,torch.arange(3*24*24.).view(1, 3, 24, 24),torch.zeros(1, 3, 1, 1)
+        def __call__(self, imgs): return imgs.sum((1, 2, 3))
+    sizes,repeat,w = [],torch.Tensor.repeat,Sums()
+    monkeypatch.setattr(torch.Tensor, 'repeat', lambda self, n, *ns: sizes.append(n) or repeat(self, n, *ns))
+    found = w.blanked()
+    assert found.shape == (11, 11) and sizes == [64, 57]
+    for y,x in ((0, 0), (5, 10), (10, 3)): assert found[y,x].item() == pytest.approx((w.img.sum() - w.img[...,2*y:2*y+4,2*x:2*x+4].sum()).item(), rel=1e-4)
 
 def spot(at):
     "A method that points at a place of a picture of 96 by 96"
@@ -188,6 +272,20 @@ def test_pointing_at_the_right_cell_of_a_scene(captioner, tmp_path):
         assert t.loc[(at, word)].tolist() == want, (at, word)
     assert math.isclose(t.hit['chance', 'circle'], 4/36)
     assert pointing_table(game).loc[('44', 'noun'), 'hit'] == 0.5
+
+def test_captions_of_other_pictures(captioner, pictures):
+    caps = true_captions(captioner, pictures)
+    fails(ValueError, lambda: pointing_game(captioner, pictures, ['alpha'], caps[:-1]), 'captions: 5 for 6 scenes')
+    fails(ValueError, lambda: pointing_game(captioner, pictures, ['alpha'], caps[::-1]), caps[-1].image, 'in the order of the scenes')
+
+def test_a_report_of_pointing(trained, pictures, capsys):
+    "Of how many words it is, or why there are none"
+    report = _Report('test', read_scenes(next(iter(pictures)).parent.parent))
+    report.learn = trained
+    for scenes,says in ((report.scenes, r'nouns \d+% of \d+ \(chance'), ({k: Scene([], 'white', 1) for k in report.scenes}, 'not known: scenes: no word')):
+        report.scenes = scenes
+        report._point()
+        assert re.search(says, capsys.readouterr().out)
 
 def test_captions_that_speak_of_nothing(captioner, pictures):
     caps = [forced_caption(captioner, p, 'there is a') for p in pictures]

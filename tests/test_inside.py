@@ -1,8 +1,11 @@
 "Inside encoder, words and decoder: against computations made by hand, and errors"
+import copy, warnings
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest, torch
 from helpers import fails, tiny_learner
+from matplotlib.colors import to_rgb
 from PIL import Image
 from torch import nn
 
@@ -10,6 +13,7 @@ from caption_fastai.captioner import Caption, Captioner
 from caption_fastai.encoder import Encoder
 from caption_fastai.images import ImagePipeline
 from caption_fastai.inside import *
+from caption_fastai.inside import _kind_colors
 from caption_fastai.mistakes import CaptionInterpretation, word_kind
 
 PLAIN = ImagePipeline(size=32, mean=(0, 0, 0), std=(1, 1, 1))
@@ -40,6 +44,50 @@ def test_names_of_layers_and_units_that_are_not_there(trained, pictures):
     fails(ValueError, lambda: visualize_unit(red_finder(), '0', -1, PLAIN), 'unit -1')
     fails(ValueError, lambda: top_patches(red_finder(), '0', 0, [square('red', 0, 0)], PLAIN, 2), 'k=2', '1 pictures')
     fails(ValueError, lambda: plot_filters(nn.Sequential(nn.Linear(2, 2))), 'no convolutions')
+
+class Odd(nn.Module):
+    "A layer that is never run, and one that puts out a tuple"
+    def __init__(self):
+        super().__init__()
+        self.conv,self.idle,self.rnn = nn.Conv2d(3, 2, 1),nn.Conv2d(3, 2, 1),nn.GRU(2, 2, batch_first=True)
+    def forward(self, x): return self.rnn(self.conv(x).flatten(2).mT)[0]
+
+@pytest.mark.parametrize('layer,says', [('idle', 'never calls it'), ('rnn', 'puts out a tuple')])
+def test_layers_that_make_no_maps(layer, says):
+    for f in (lambda: feature_maps(Odd(), square('red', 0, 0), PLAIN, ['conv', layer]), lambda: top_patches(Odd(), layer, 0, [square('red', 0, 0)], PLAIN, 1), lambda: visualize_unit(Odd(), layer, 0, PLAIN)):
+        fails(ValueError, f, f"layer '{layer}'", says)
+
+def test_no_units():
+    for f in (plot_units, lambda *args: plot_top_patches(*args[:3], [square('red', 0, 0)], PLAIN, 1)): fails(ValueError, lambda: f(red_finder(), '0', [], PLAIN), 'units')
+
+@pytest.mark.parametrize('n', [1, 30])
+def test_figures_of_units_are_no_larger_than_a_page(n):
+    fig = plot_units(red_finder(), '0', [1]*n, PLAIN, size=8, steps=1)
+    w,h = fig.get_size_inches()
+    assert w <= (3 if n == 1 else 10) and h <= (3 if n == 1 else 11)
+    plt.close(fig)
+
+def test_maps_of_one_cell():
+    cnn = nn.Sequential(nn.Conv2d(3, 4, 32))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        plt.close(plot_feature_maps(cnn, square('red', 8, 8), PLAIN, n=2))
+        made = np.asarray(visualize_unit(cnn, '0', 1, PLAIN, size=32, steps=3))
+    assert made.std() > 0   # all black where its numbers are none
+
+def test_a_captioner_of_half_the_numbers(trained, captioner, pictures):
+    half = Captioner(copy.deepcopy(trained.model).bfloat16(), captioner.vocab, captioner.pipeline)
+    cap = half.caption(pictures[0], beam_sz=1, max_len=4)
+    for fig in (plot_gates(half, cap), plot_feature_maps(half.model.encoder, pictures[0], half.pipeline, ['body.0'], n=2)): plt.close(fig)
+    assert (true_word_probs(half, pictures[0], 'a red circle').forced <= 1).all()
+
+def test_kinds_of_words_are_told_apart():
+    "Contrast with white, and distance for those who see no green (Machado et al. 2009)"
+    rgb = np.array([to_rgb(c) for c in _kind_colors.values()])
+    light = np.where(rgb <= 0.04045, rgb/12.92, ((rgb + 0.055)/1.055)**2.4)
+    assert (1.05/(light @ [0.2126, 0.7152, 0.0722] + 0.05)).min() > 3
+    seen = (light @ np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]).T).clip(0, 1)**(1/2.4)
+    for colours in (rgb, seen): assert min(np.linalg.norm(a - b) for i,a in enumerate(colours) for b in colours[:i]) > 0.15
 
 def test_feature_maps_are_what_the_layers_put_out_and_leave_no_trace(trained, pictures):
     encoder,pipeline = trained.model.encoder,trained.dls.pipeline
@@ -146,6 +194,7 @@ def test_probabilities_of_true_words_step_by_step(trained, captioner, pictures):
         assert t[column].dropna().tolist() == pytest.approx(probs, abs=1e-5)
     assert captioner.caption(pictures[1], beam_sz=1).words[:len(own) - 1] == [vocab.itos[i] for i in own[1:]]
     fails(ValueError, lambda: true_word_probs(captioner, pictures[1], ' '), 'no words')
+    with pytest.warns(UserWarning, match='does not have zebra'): true_word_probs(captioner, pictures[1], 'a zebra')
 
 @pytest.mark.parametrize('text', ['red', pytest.param(' '.join(['a red circle']*10), marks=pytest.mark.long)], ids=['one', 'thirty'])
 def test_figures_of_one_word_and_of_thirty(captioner, pictures, text):

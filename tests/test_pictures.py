@@ -1,16 +1,18 @@
 "Figures of training, of a search and of batches say what happened, and can be read"
 import itertools, math
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pandas as pd, pytest, torch
 from fastai.callback.schedule import SchedLin
+from fastai.vision.core import TensorImage
 from PIL import Image
 
 from caption_fastai.callbacks import BleuMetric
 from caption_fastai.captioner import Captioner
-from caption_fastai.data import CaptionDataLoaders
+from caption_fastai.data import CaptionDataLoaders, show_captions
 from caption_fastai.images import ImagePipeline
-from caption_fastai.interpret import _arrange, _Watch, plot_beam_tree
+from caption_fastai.interpret import _arrange, _BoardPictures, _Watch, plot_beam_tree
 from caption_fastai.learner import Stage, caption_learner
 from caption_fastai.model import caption_model
 from caption_fastai.search import caption_images
@@ -82,6 +84,21 @@ def test_a_tree_can_be_read(n_words, beam_sz):
 def test_a_tree_beside_any_picture(size):
     for n_dropped in (0, 3): check_texts(plot_beam_tree(babbler(1.), grey(size), 2, n_dropped, max_len=4))
 
+@pytest.mark.parametrize('size', [(600, 200), (200, 600), (300, 5), (5, 300)])
+def test_the_picture_of_a_tree_has_its_proportions(size):
+    fig = plot_beam_tree(babbler(1.), grey(size), 2, max_len=4)
+    fig.canvas.draw()
+    shown = fig.axes[0].images[0]
+    box,(left,right,bottom,top) = shown.get_window_extent(),shown.get_extent()
+    assert left < right and top < bottom   # the axis goes down
+    assert abs(box.width/box.height) == pytest.approx(size[0]/size[1], rel=0.02)
+
+def test_dollars_are_no_mathematics():
+    c = babbler(1.)
+    c.vocab = Vocab([f'$\\x{i}$' for i in range(len(WORDS))])   # as TeX an error
+    plot_beam_tree(c, grey(), 2, max_len=3).canvas.draw()
+    show_captions([TensorImage(torch.zeros(3, 9, 9))], ['$\\x$'])[0].figure.canvas.draw()
+
 def test_bad_arguments_of_a_tree(tmp_path):
     c = babbler()
     fails(ValueError, lambda: plot_beam_tree(c, grey(), n_dropped=-1), 'n_dropped=-1')
@@ -111,7 +128,7 @@ def test_curves_of_three_stages(few):
     assert learn.history.prs == pytest.approx([1, 0.875, 0.75, 0.625, 1, 0.75] + [1 - 0.5*i/6 for i in range(6)])
     fig = learn.plot_training()
     check_texts(fig)
-    assert labels(fig) == ['cross-entropy', 'BLEU-4,', "decoder's", 'probability']
+    assert labels(fig) == ['loss', 'BLEU-4,', "decoder's", 'probability']   # not cross-entropy: it may be smoothed, or of rewards
     for ax in fig.axes: assert sorted({l.get_xdata()[0] for l in ax.lines if l.get_linestyle() == '--'}) == [4, 6]
     assert [l.get_xdata().tolist() for l in fig.axes[1].lines[:1]] == [[2, 4, 6, 8, 10, 12]]
     assert fig.axes[2].lines[0].get_ydata().tolist() == pytest.approx(learn.history.lrs) and learn.history.lrs[6:] == pytest.approx([1e-4]*6)
@@ -119,13 +136,13 @@ def test_curves_of_three_stages(few):
 def test_curves_of_one_stage_without_scores(few):
     fig = train(few, [Stage(1, 1e-2, freeze=True)]).plot_training()
     check_texts(fig)
-    assert labels(fig) == ['cross-entropy', "decoder's"]
+    assert labels(fig) == ['loss', "decoder's"]
 
 def test_curves_without_validation(few):
     df = few.captions[few.captions.split == 'train'].reset_index(drop=True)
     learn = train(CaptionDataLoaders.from_captions(df, min_freq=1, size=96, grouped=True, bs=6, num_workers=0, seed=1), [Stage(1, 1e-2, freeze=True)], metrics=[BleuMetric()])
     fig = learn.plot_training()
-    assert labels(fig) == ['cross-entropy', "decoder's"]
+    assert labels(fig) == ['loss', "decoder's"]
     assert [l.get_label() for l in fig.axes[0].lines] == ['training, smoothed']
 
 def test_curves_of_a_run_begun_before_probabilities_were_kept(few):
@@ -201,3 +218,32 @@ def test_results_show_one_true_caption(few, grouped):
     for ax in plt.gcf().axes[:2]:
         true = ax.get_title().split('\n')[1]
         assert true.startswith('(true: ') and true.endswith(')') and true[7:-1] in known
+
+class Board:
+    "A writer of TensorBoard that notes what it is given"
+    run,train_iter = True,1
+    def __init__(self): self.writer,self.tags = self,[]
+    def note(self, tag, *args): self.tags.append(tag)
+    add_text = add_figure = note
+    def add_embedding(self, *args, tag, **kw): self.note(tag)
+
+def two_epochs(dls, model):
+    "What the board gets in two epochs"
+    cb = _BoardPictures(Board(), 2)
+    cb.learn = SimpleNamespace(dls=dls, model=model, n_epoch=2)
+    cb.before_fit()
+    for cb.learn.epoch in range(2): cb.after_epoch()
+    return cb.board.tags
+
+def test_a_board_of_features_alone(few, tmp_path):
+    learn = learner(few, path=tmp_path)
+    learn.cache_features()
+    alone = learner(learn.dls, 'features', path=tmp_path)
+    assert two_epochs(alone.dls, alone.model) == ['captions/0', 'attention/0', 'captions/1', 'attention/1']*2 + ['words']
+
+def test_a_board_without_a_picture_that_cannot_be_read(few, tmp_path):
+    good = next(iter(few.refs('valid')))
+    dls = SimpleNamespace(refs=lambda split: {str(tmp_path/'no.jpg'): ['a dog'], good: ['a cat']}, vocab=few.vocab, source=few.source, pipeline=few.pipeline)
+    with pytest.warns(UserWarning) as found: tags = two_epochs(dls, learner(few).model)
+    assert [str(w.message) for w in found if 'TensorBoard' in str(w.message)] == [f'left out of TensorBoard: {tmp_path/"no.jpg"}: there is no such picture']
+    assert tags == ['captions/1', 'attention/1']*2 + ['words']
