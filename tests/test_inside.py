@@ -70,7 +70,7 @@ def test_figures_of_units_are_no_larger_than_a_page(n):
 def test_maps_of_one_cell():
     cnn = nn.Sequential(nn.Conv2d(3, 4, 32))
     with warnings.catch_warnings():
-        warnings.simplefilter('error')
+        warnings.simplefilter('error', UserWarning)
         plt.close(plot_feature_maps(cnn, square('red', 8, 8), PLAIN, n=2))
         made = np.asarray(visualize_unit(cnn, '0', 1, PLAIN, size=32, steps=3))
     assert made.std() > 0   # all black where its numbers are none
