@@ -71,6 +71,10 @@ class Captioner:
         p = self.pipeline
         return dict(start=self.vocab, size=p.size, resize=p.resize, stats=(p.mean, p.std))
 
+    def _bs(self, most):
+        "Pictures at once that take no more memory than 64 of 224 x 224 pixels"
+        return max(1, min(most, 64*224**2 // self.pipeline.size**2))
+
     def stream(self,
         pictures:list, # all that `open_image` takes
         beam_sz:int=3, # hypotheses an image, 1 is greedy
@@ -81,7 +85,7 @@ class Captioner:
         num_workers:int=0 # processes that open them
     ): # yields (number of the picture, its captions, or the error that it gave)
         "Captions as they are made"
-        bs = bs or max(1, min(64, 64*224**2 // self.pipeline.size**2))
+        bs = bs or self._bs(64)
         for i,hyps in caption_images(self.model, self.pipeline, pictures, bs=bs, num_workers=num_workers, beam_sz=beam_sz,
                                      n_best=n_best, max_len=max_len, length_penalty=length_penalty):
             yield i,hyps if isinstance(hyps, Exception) else [Caption.of(h, self.vocab, pictures[i], self.pipeline) for h in hyps]

@@ -23,7 +23,7 @@ def to_rgb(
     "`img` as people see it: EXIF rotation applied, 16 bits scaled to 8, transparency on white"
     img = ImageOps.exif_transpose(img)
     if img.mode.startswith('I'):   # 16 bits a pixel, which PIL's own conversion would clip
-        img = Image.fromarray((np.asarray(img).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+        img = Image.fromarray((np.asarray(img).clip(0, 65535) >> 8).astype(np.uint8))
     if img.mode in ('RGBA', 'LA', 'PA') or 'transparency' in img.info:
         img = img.convert('RGBA')
         img = Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img)
@@ -36,12 +36,20 @@ def _as_pil(src):
     if isinstance(src, Image.Image): return src
     if isinstance(src, torch.Tensor): src = src.detach().cpu().permute(1, 2, 0).numpy() if src.ndim == 3 else src.cpu().numpy()
     if isinstance(src, np.ndarray):
-        if src.dtype != np.uint8: src = (src*255).round().clip(0, 255).astype(np.uint8)
+        if src.dtype == np.uint16: src = src >> 8
+        elif src.dtype.kind not in 'iu': src = (src*255).round().clip(0, 255)
+        elif src.size and not 0 <= src.min() <= src.max() <= 255: raise ValueError(f'{src.dtype} beyond 0 to 255, give uint8, uint16 or floats in 0..1')
+        src = src.astype(np.uint8)
         return Image.fromarray(src[..., 0] if src.shape[2:] == (1,) else src)
     return Image.open(BytesIO(src) if isinstance(src, bytes) else src)
 
+def _n_pixels(img):
+    "Pixels that are in memory at once: a tile of a TIFF file may be larger than the picture"
+    tags = getattr(img, 'tag_v2', {})
+    return max(img.width*img.height, tags.get(322, 0)*tags.get(323, 0))
+
 def open_image(
-    src, # path, bytes, PIL picture, array (H,W[,3]) or tensor (3,H,W), of uint8 or of floats in 0..1
+    src, # path, bytes, PIL picture, array (H,W[,3]) or tensor (3,H,W), of uint8, of uint16 (scaled to 8 bits), of other integers in 0..255 or of floats in 0..1
     max_pixels:int=MAX_PIXELS, # a picture with more is refused
     at_least:int|None=None # pixels of a side that are enough: a larger JPEG file is decoded at a half, a quarter or an eighth
 )->Image.Image: # upright, mode RGB
@@ -51,7 +59,7 @@ def open_image(
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             img = _as_pil(src)
-        if img.width*img.height > max_pixels: raise Image.DecompressionBombError(f'{img.width}x{img.height}')
+        if _n_pixels(img) > max_pixels: raise Image.DecompressionBombError(f'{img.width}x{img.height}')
         if at_least is not None and img is not src: img.draft(None, (at_least, at_least))
         return to_rgb(img)
     except FileNotFoundError: raise FileNotFoundError(f'{name}: there is no such picture') from None
@@ -68,7 +76,7 @@ def image_fault(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(path) as img: n = img.width*img.height
+            with Image.open(path) as img: n = _n_pixels(img)
     except Image.DecompressionBombError: n = max_pixels + 1
     except Exception as e: return f'{path}: not a picture that can be read ({e})'
     return f'{path}: more than {max_pixels/1e6:.0f} million pixels' if n > max_pixels else None

@@ -9,7 +9,7 @@ __all__ = ['FORMATS', 'Limits', 'Refused', 'open_upload', 'Batcher', 'caption_ap
 import argparse, asyncio, base64, hashlib, queue, re, socket, sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from io import BytesIO
 from threading import Thread
@@ -19,6 +19,7 @@ from PIL import Image
 
 from . import __version__
 from .captioner import Captioner
+from .images import _n_pixels
 from .shapes import draw_scene, make_scene
 
 # %% ../nbs/15b_serve.ipynb #cell-008
@@ -50,13 +51,25 @@ def open_upload(
 )->Image.Image: # what the model sees
     "Decode a picture; `Refused` says why that is not possible"
     if not data: raise Refused(422, 'The picture is empty, it has 0 bytes.')
-    try: img = Image.open(BytesIO(data), formats=FORMATS)
+    try: n = _n_pixels(img := Image.open(BytesIO(data), formats=FORMATS))
     except Image.DecompressionBombError: raise Refused(413, _too_large(max_pixels)) from None
     except Exception: raise Refused(415, f"This is not a picture that can be read; send one as {', '.join(FORMATS)}.") from None
-    if img.width*img.height > max_pixels: raise Refused(413, _too_large(max_pixels))
+    if n > max_pixels: raise Refused(413, _too_large(max_pixels))
+    if img.format in ('JPEG', 'MPO') and _scans(data) > MAX_SCANS: raise Refused(422, f'The picture is a JPEG file of more than {MAX_SCANS} scans; save it anew.')
     img.draft(None, (pipeline.size, pipeline.size))
     try: return pipeline.open(img)
     except Exception: raise Refused(422, 'The picture is damaged or cut off; send it again, or save it anew.') from None
+
+MAX_SCANS = 100   # a usual progressive JPEG file has 10; each one goes over all pixels, however few bytes it has
+_marker = re.compile(rb'\xff([^\0\xd0-\xd7\xff])')
+
+def _scans(data):
+    "Scans of a JPEG file, up to one more than are taken; what comes after its end, as the film of a moving photograph, is not looked at"
+    n,at = 0,2
+    while n <= MAX_SCANS and (m := _marker.search(data, at)) and m[1] != b'\xd9':
+        n += m[1] == b'\xda'
+        at = m.end() + (int.from_bytes(data[m.end():m.end() + 2]) if m[1] >= b'\xc0' else 0)   # others have no length
+    return n
 
 def _too_large(n): return f'The picture has more than {n/1e6:g} million pixels; make it smaller.'
 
@@ -84,7 +97,9 @@ class Batcher:
         futs,pictures,(options,*_) = zip(*batch)
         try: results = dict(self.captioner.stream(list(pictures), bs=self.bs, **dict(options)))
         except Exception as e: results = dict.fromkeys(range(len(batch)), e)
-        for i,f in enumerate(futs): (f.set_exception if isinstance(results[i], Exception) else f.set_result)(results[i])
+        for i,f in enumerate(futs):
+            res = results.get(i, RuntimeError('nothing came back for a picture'))
+            (f.set_exception if isinstance(res, Exception) else f.set_result)(res)
 
 # %% ../nbs/15b_serve.ipynb #cell-020
 class _Body:
@@ -120,6 +135,7 @@ async def _read_form(
         async with asyncio.timeout(limits.upload_timeout): form = await parser.parse()
     except TimeoutError: raise Refused(408, f'The upload took longer than {limits.upload_timeout:g} seconds.') from None
     except ConnectionError: raise Refused(400, 'The upload was broken off.') from None
+    except (ValueError, LookupError): raise Refused(400, 'The form has a charset that cannot be read; send it in UTF-8.') from None
     except MultiPartException as e: raise Refused(400, f"The form cannot be read: {e.message.rstrip('.')}.") from None
     try: return [(k, v if isinstance(v, str) else v.file.read()) for k,v in form.multi_items()]
     finally: await form.close()
@@ -196,7 +212,7 @@ class _Captions:
     "From a request to the captions of its picture"
     def __init__(self, captioner, limits, Options):
         self.captioner,self.limits,self.Options,self.inside = captioner,limits,Options,0
-        self.decoders,self.batcher = ThreadPoolExecutor(2, 'decode'),Batcher(captioner, limits.bs)
+        self.decoders,self.batcher = ThreadPoolExecutor(2, 'decode'),Batcher(captioner, captioner._bs(limits.bs))
 
     async def __call__(self, request):
         "The answer as a dict; `Refused` says why there is none"
@@ -236,6 +252,7 @@ def caption_app(
     "The page and the endpoint of a captioner"
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse, Response
+    limits = replace(limits, max_pixels=min(limits.max_pixels, captioner.pipeline.max_pixels))
     Options,Answer,Error = _schemas(len(captioner.vocab))
     page,headers = _page()
     captions,examples = _Captions(captioner, limits, Options),_examples()
@@ -252,8 +269,9 @@ def caption_app(
     @app.get('/examples/{name}', include_in_schema=False)
     async def example(name): return Response(examples[int(name)], media_type='image/jpeg') if name in map(str, range(len(examples))) else refusal(404, 'Not Found')
 
-    @app.get('/health', summary='Whether captions are made, and within which limits')
+    @app.get('/health', summary='Whether captions are made, and within which limits', responses={503: dict(model=Error, description='no captions are made any more')})
     async def health()->dict:
+        if not captions.batcher.thread.is_alive(): return refusal(503, 'The server makes no captions any more; start it again.')
         return dict(status='ok', inside=captions.inside, limits=asdict(limits), resize=captioner.pipeline.resize, examples=len(examples),
                     options={k: {o: v[o] for o in ('default', 'minimum', 'maximum') if o in v} for k,v in Options.model_json_schema()['properties'].items()})
 

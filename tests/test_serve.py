@@ -5,7 +5,7 @@ import pytest, torch
 from PIL import Image
 
 from caption_fastai.captioner import Captioner
-from caption_fastai.images import ImagePipeline
+from caption_fastai.images import ImagePipeline, open_image
 from caption_fastai.model import caption_model
 from caption_fastai.serve import Limits, caption_app, caption_serve
 from caption_fastai.shapes import draw_scene, make_scene
@@ -72,6 +72,47 @@ def test_bad_pictures(client, kind):
     is_refused(post(client, data), status)
     works(client)
 
+def progressive(n):
+    "Its last scan `n` times"
+    data = encoded(SCENE, 'JPEG', progressive=True)
+    at = data.rindex(b'\xff\xda')
+    return data[:at] + data[at:-2]*n + data[-2:]
+
+def test_a_jpeg_of_many_scans(client):
+    "It would take hours; what merely looks like scans after the end of a file does not count"
+    is_refused(post(client, progressive(101)), 422)
+    for good in progressive(50), JPEG + b'\xff\xda'*200, encoded(SCENE, 'JPEG', comment=b'\xff\xda'*200), PNG + b'\xff\xda'*200: assert post(client, good).status_code == 200
+
+def tiled(side):
+    "A TIFF file of 8 x 8 pixels in one tile of `side` x `side`"
+    tags = [(256, 8), (257, 8), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side), (324, 200), (325, len(data := zlib.compress(bytes(side*side))))]
+    return b'II*\0\x08\0\0\0' + struct.pack('<H', len(tags)) + b''.join(struct.pack('<HHII', t, 4, 1, v) for t,v in tags) + bytes(4) + bytes(200 - 8 - 2 - 12*len(tags) - 4) + data
+
+def test_a_tile_larger_than_its_picture(client, captioner):
+    assert post(client, tiled(64)).status_code == 200
+    is_refused(post(client, tiled(464)), 413)
+    with pytest.raises(ValueError, match='million pixels'): open_image(tiled(464), LIMITS.max_pixels)
+
+def test_a_picture_beyond_the_captioners_own_limit(captioner):
+    client = TestClient(caption_app(Captioner(captioner.model, captioner.vocab, ImagePipeline(96, max_pixels=1000)), LIMITS))
+    is_refused(post(client), 413)
+    assert client.get('/health').json()['limits']['max_pixels'] == 1000
+
+def test_numbers_of_other_sizes():
+    "16 bits are scaled, other whole numbers are taken as they are, and nothing becomes white"
+    import numpy as np
+    a = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)*5
+    for o in a.astype(np.int64), a.astype(np.int32), a.astype(np.uint16)*257, torch.from_numpy(a).long().permute(2, 0, 1): assert (np.asarray(open_image(o)) == a).all()
+    for o in a.astype(np.int64) + 100, a.astype(np.int16) - 1:
+        with pytest.raises(ValueError, match='0 to 255'): open_image(o)
+
+def test_sixteen_bits_take_little_memory():
+    import tracemalloc
+    img = Image.new('I;16', (2000, 1000), 4000)
+    tracemalloc.start()
+    assert open_image(img).getpixel((0, 0)) == (15, 15, 15) and tracemalloc.get_traced_memory()[1] < 14*2_000_000
+    tracemalloc.stop()
+
 # Fields that are no good
 
 BAD_FIELDS = [dict(beam_sz='-1'), dict(beam_sz='0'), dict(beam_sz='1000000'), dict(beam_sz='9'*400), dict(beam_sz='2.5'), dict(beam_sz='three'), dict(beam_sz=''), dict(beam_sz='nan'),
@@ -98,7 +139,7 @@ BAD_BODIES = dict(
     two_pictures=(form(part(IMAGE), part(IMAGE)), FORM, 400), picture_as_text=(form(part(b'form-data; name="image"', b'words')), FORM, 422), big_text=(form(part(b'form-data; name="image"', bytes(100_000))), FORM, 400),
     other_field=(form(part(b'form-data; name="photo"; filename="a.png"')), FORM, 422), option_as_file=(form(part(b'form-data; name="beam_sz"; filename="a"', b'3')), FORM, 422),
     many_parts=(form(*[part(b'form-data; name="a"', b'1')]*5000), FORM, 400), long_header=(form(part(IMAGE, more=b'X-A: ' + b'a'*200_000 + b'\r\n')), FORM, 400), many_headers=(form(part(IMAGE, more=b'X-A: b\r\n'*20_000)), FORM, 400),
-    cut_form=(form(part(IMAGE), end=b'')[:-600], FORM, 422), utf16_field=(form(part('form-data; name="été"'.encode('utf-16'), b'1')), FORM, 400))
+    cut_form=(form(part(IMAGE), end=b'')[:-600], FORM, 422), charset=(form(part(IMAGE)), FORM + '; charset=undefined', 400), utf16_field=(form(part('form-data; name="été"'.encode('utf-16'), b'1')), FORM, 400))
 
 @pytest.mark.parametrize('kind', BAD_BODIES)
 def test_bad_bodies(client, kind):
@@ -157,6 +198,22 @@ def test_mistake_of_the_server(captioner):
     res = post(client, beam_sz='7')
     is_refused(res, 500); assert 'secret' not in res.text
     works(client)
+
+def test_nothing_comes_back(captioner):
+    "One picture without a result is a mistake, not the end; without its thread the server says that it is not well"
+    class Silent(Captioner):
+        def stream(self, pictures, **kw): return iter(()) if kw['beam_sz'] == 7 else super().stream(pictures, **kw)
+    app = caption_app(Silent(captioner.model, captioner.vocab, captioner.pipeline), LIMITS)
+    client = TestClient(app, raise_server_exceptions=False)
+    is_refused(post(client, beam_sz='7'), 500)
+    works(client)
+
+def test_health_without_the_thread(captioner, monkeypatch):
+    monkeypatch.setattr('caption_fastai.serve.Batcher._run', lambda self: None)
+    is_refused(TestClient(caption_app(captioner, LIMITS)).get('/health'), 503)
+
+def test_large_pictures_go_in_small_batches(captioner):
+    assert Captioner(captioner.model, captioner.vocab, ImagePipeline(896))._bs(16) == 4 and captioner._bs(16) == 16
 
 def test_page(client):
     "The page has all in it, and its policy lets nothing else in"
