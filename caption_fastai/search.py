@@ -7,6 +7,7 @@ __all__ = ['Hypothesis', 'greedy_search', 'beam_search', 'sample_captions', 'sea
 
 # %% ../nbs/09_search.ipynb #cell-003
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -159,6 +160,8 @@ def search(
     return beam_search(decoder.step, state, beam_sz, max_len, length_penalty, n_best, watch)
 
 # %% ../nbs/09_search.ipynb #cell-031
+_out_of_training = WeakKeyDictionary()   # models in training mode that caption: how many searches of each are under way, the last one gives the mode back
+
 @torch.no_grad()
 def caption_images(
     model, # `CaptionModel`
@@ -170,8 +173,8 @@ def caption_images(
     **kwargs # for `search`: beam_sz, max_len, length_penalty, n_best, watch
 ): # yields (number of the picture, its captions as a list of `Hypothesis`, or the error that it gave)
     "Captions of pictures, in evaluation mode, in their order but for those that cannot be read"
-    was_training,p = model.training,next(model.parameters())
-    if was_training: model.eval()   # else nothing is written, and threads may share the model
+    was_training,p = model.training or model in _out_of_training,next(model.parameters())
+    if was_training: model.eval(); _out_of_training[model] = _out_of_training.get(model, 0) + 1   # else nothing is written, and threads may share the model
     try:
         for ids,imgs,faults in picture_batches(pipeline, srcs, bs, num_workers):
             yield from faults
@@ -180,4 +183,6 @@ def caption_images(
             if also is not None: also(ids, feats)
             yield from zip(ids, search(model.decoder, model(feats), **kwargs))
     finally:
-        if was_training: model.train()
+        if was_training:
+            _out_of_training[model] -= 1
+            if not _out_of_training[model]: del _out_of_training[model]; model.train()

@@ -217,6 +217,15 @@ def test_sixteen_bits_of_a_captioner_of_usual_size(tmp_path):
         assert again[k].dtype == v.dtype
         torch.testing.assert_close(again[k], v, rtol=1e-3, atol=1e-6)
 
+def test_two_streams_of_a_model_in_training(good, photos):
+    "As long as one of them goes on there is no dropout; then training goes on"
+    c = Captioner.load(good, 'cpu')
+    c.model.train()
+    first,second = (c.stream(list(photos), bs=1, max_len=3) for _ in range(2))
+    next(first); next(second)
+    assert len(list(first)) == len(photos) - 1 and not c.model.training
+    assert len(list(second)) == len(photos) - 1 and c.model.training
+
 def test_captioner_to_start_from(photos):
     "The captioner in `snapshots` is small, in 16 bits, and captions"
     folder = Path(__file__).parents[1]/'snapshots'/'flickr8k'
