@@ -16,13 +16,13 @@ from pathlib import Path
 
 warnings.filterwarnings('ignore', message='.*torch.jit.script.* is deprecated', category=FutureWarning)   # of a library that fastai imports
 import matplotlib.pyplot as plt
-from fastai.vision.all import Callback, get_image_files, num_distrib, rank_distrib, set_seed, valley
+from fastai.vision.all import Callback, num_distrib, rank_distrib, set_seed, valley
 from torch import OutOfMemoryError
 from tqdm import tqdm
 
 from .attribution import pointing_game, pointing_table
 from .captioner import Captioner
-from .captions import read_captions, refs_of
+from .captions import _img_exts, read_captions, refs_of
 from .data import CaptionDataLoaders
 from .encoder import encoder_input
 from .interpret import *
@@ -265,34 +265,47 @@ def _pictures(
     names # files, folders, patterns
 )->list: # names of pictures, each once
     "All pictures that are meant; ValueError names a folder without any"
+    def below(folder):   # links to folders are not followed, they may lead in a circle
+        files = (Path(d)/f for d,_,fs in os.walk(folder) for f in fs if f.lower().endswith(_img_exts))
+        if found := sorted(str(f) for f in files if not any(o.startswith('.') for o in f.relative_to(folder).parts)): return found
+        raise ValueError(f'{folder}: there is no picture in this folder')
     def expand(n):
-        if not Path(n).is_dir(): return [n] if Path(n).exists() else sorted(o for o in glob(n, recursive=True) if Path(o).is_file()) or [n]
-        if found := sorted(map(str, get_image_files(n))): return found
-        raise ValueError(f'{n}: there is no picture in this folder')
-    return list(dict.fromkeys(o for n in names for o in expand(n)))
+        if Path(n).exists(): return below(n) if Path(n).is_dir() else [n]
+        found = sorted(glob(n, recursive=True))
+        return [o for o in found if Path(o).is_file()] or [p for o in found for p in below(o)] or [n]
+    found = {}
+    for o in (o for n in names for o in expand(n)): found.setdefault(os.path.abspath(o), o)
+    return list(found.values())
 
 def _csv_line(*values):
-    csv.writer(s := StringIO(), lineterminator='').writerow(values)
-    return s.getvalue()
+    csv.writer(s := StringIO()).writerow(values)   # its end of a line is what it quotes in a name
+    return s.getvalue().removesuffix('\r\n')
 
 _HEADER = 'image','caption','score'
 _LINES = dict(text=lambda name, c: f'{name}\t{c.text}', csv=lambda name, c: _csv_line(name, c.text, c.score),
               json=lambda name, c: json.dumps(dict(zip(_HEADER, (name, c.text, c.score))), ensure_ascii=False))
-_READ = dict(text=lambda f: [l.rstrip('\n').rsplit('\t', 1) for l in f], csv=lambda f: [(name, text) for name,text,_ in csv.reader(f)][1:],
+_READ = dict(text=lambda f: [l.rstrip('\n').rsplit('\t', 1) for l in f], csv=lambda f: [(name, text) for name,text,_ in csv.reader(f)],
              json=lambda f: [(o['image'], o['caption']) for o in map(json.loads, f)])
 _TEXT = dict(encoding='utf-8', errors='surrogateescape')   # names of files may hold any bytes
 
 def _done(
     fname:Path, # what an earlier run wrote, or nothing yet
-    form # of `_LINES`
-)->set: # names of its pictures
+    form, # of `_LINES`
+    images # names of pictures
+)->set: # whole paths of its pictures
     "What need not be done again; a line that was cut off is taken away. ValueError if the file is something else"
     if not fname.exists(): return set()
     with fname.open('rb+') as f:
-        whole = (data := f.read())[:data.rfind(b'\n') + 1]
-        try: done = {name for name,_ in _READ[form](StringIO(whole.decode(**_TEXT)))}
+        whole = (data := f.read().decode(**_TEXT))[:data.rfind('\n') + 1]
+        while form == 'csv' and whole.count('"') % 2: whole = whole[:whole.rfind('\n', 0, -1) + 1]   # cut off within a name of two lines
+        begins = dict(text=[f'{i}\t' for i in images], csv=[','.join(_HEADER) + '\n'], json=['{"image": "'])[form]
+        try:
+            rows = _READ[form](StringIO(whole))
+            ours = any(data.startswith(b) or b.startswith(data) for b in begins) or form == 'text' and rows and (rows[0][0].lower().endswith(_img_exts) or os.path.exists(rows[0][0]))
+            if not ours: raise ValueError
+            done = {os.path.abspath(name) for name,_ in rows[form == 'csv':]}
         except (ValueError, KeyError, TypeError, csv.Error): raise ValueError(f'{fname}: not what these options write, it cannot be gone on with; name another --out') from None
-        f.truncate(len(whole))
+        f.truncate(len(whole.encode(**_TEXT)))
     return done
 
 def _say(line, file):
@@ -320,12 +333,12 @@ def caption_predict(
     with _one_line('caption_predict', 'with --resume it goes on where it stopped' if o.out else None):
         if o.resume and not o.out: raise ValueError('--resume: name the file to go on with by --out')
         captioner,images = Captioner.load(o.captioner),_pictures(o.images)
-        done = _done(Path(o.out), o.form) if o.resume else set()
-        todo = [i for i in images if i not in done]
+        done = _done(Path(o.out), o.form, images) if o.resume else set()
+        todo = [i for i in images if os.path.abspath(i) not in done]
         bare = o.form == 'text' and not o.out and len(images) == 1
         with open(o.out, 'a' if o.resume else 'w', newline='', **_TEXT) if o.out else nullcontext(sys.stdout) as f, tqdm(total=len(todo), unit=' pictures', disable=True if bare else None) as bar:
             if o.form == 'csv' and not (o.out and f.tell()): _say(_csv_line(*_HEADER), f)
-            for i,caps in captioner.stream(todo, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty, bs=16):
+            for i,caps in captioner.stream(todo, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty, bs=captioner._bs(16)):
                 bar.update()
                 if isinstance(caps, Exception):
                     _say(f'caption_predict: {caps}', sys.stderr); failed += 1

@@ -109,6 +109,42 @@ def test_predict_leaves_another_file_alone(captioner_dir, photos, tmp_path, form
         assert (tmp_path/'out').read_bytes() == content
     command_fails(caption_predict, [captioner_dir, photos[0], '--resume'], '--resume', '--out')
 
+def test_predict_leaves_a_note_alone(captioner_dir, photos, tmp_path):
+    "Nor one of a single line, or a table or rows of something else"
+    for form,content in ('text', b'a note'), ('text', b'a\tb\nc'), ('csv', b'a note'), ('csv', b'a,b,c\n1,2,3\n4'), ('json', b'{"a": 1}'), ('json', b'a note'):
+        (tmp_path/'out').write_bytes(content)
+        argv = [captioner_dir, photos[0], '--resume', '--out', tmp_path/'out', *([f'--{form}'] if form != 'text' else [])]
+        command_fails(caption_predict, argv, 'out: not what these options write')
+        assert (tmp_path/'out').read_bytes() == content
+
+def test_predict_names_of_two_lines(captioner_dir, photos, tmp_path):
+    "A table is a table, and is gone on with wherever it was cut off"
+    folder,out = tmp_path/'a',tmp_path/'out'
+    folder.mkdir()
+    for n in '1\n2.jpg', '3\r4.jpg': shutil.copy(photos[0], folder/n)
+    argv = [str(captioner_dir), str(folder), '--beam_sz', '1', '--max_len', '2', '--csv', '--out', str(out)]
+    caption_predict(argv)
+    whole = out.read_bytes()
+    assert [Path(r['image']).name for r in csv.DictReader(io.StringIO(whole.decode(), newline=''))] == ['1\n2.jpg', '3\r4.jpg']
+    for n in whole.index(b'2.jpg') + 2, len(whole) - 1:
+        out.write_bytes(whole[:n])
+        caption_predict([*argv, '--resume'])
+        assert out.read_bytes() == whole
+
+def test_predict_takes_a_picture_once(captioner_dir, photos, tmp_path, capsys, monkeypatch):
+    "However its name is written, and in a folder with a link to itself; a pattern may mean folders; suffixes do not depend on the machine"
+    monkeypatch.chdir(tmp_path)
+    Path('holiday').mkdir(); Path('holiday/.hidden').mkdir()
+    for n in 'b.jpg', '.c.jpg', '.hidden/d.jpg': shutil.copy(photos[0], Path('holiday')/n)
+    Image.open(photos[0]).save('holiday/a.webp')
+    Path('holiday/d.svg').write_text('<svg/>'); Path('holiday/loop').symlink_to('.', target_is_directory=True)
+    assert app._pictures(['holiday']) == app._pictures(['holi*']) == app._pictures(['holiday/']) == ['holiday/a.webp', 'holiday/b.jpg']
+    assert app._pictures(['holiday/b.jpg', './holiday/b.jpg', 'holiday', str(tmp_path/'holiday'/'b.jpg')]) == ['holiday/b.jpg', 'holiday/a.webp']
+    argv = ['--beam_sz', '1', '--max_len', '2', '--out', 'out']
+    caption_predict([str(captioner_dir), 'holiday', *argv])
+    caption_predict([str(captioner_dir), str(tmp_path/'holiday'), *argv, '--resume'])
+    assert capsys.readouterr().err.splitlines()[-1].endswith('0 captioned, 0 could not be read, 2 were there already')
+
 def test_predict_shows_progress_on_a_terminal(captioner_dir, photos, capsys, monkeypatch):
     "The bar goes to standard error if that is a terminal, the captions do not change"
     argv = [str(captioner_dir), *map(str, photos), '--beam_sz', '1']
