@@ -109,8 +109,13 @@ def test_keyboard_and_screen_reader(browser, url, photos):
                 assert len({plain, a, b}) == 3 and seen(page) == plain
         assert {'file', 'words', 'beam_sz', 'length_penalty', 'n_best'} <= set(reached)
         tree = page.locator('body').aria_snapshot()
-        for part in 'button "Choose a picture"', 'slider "Beam size"', 'slider "Length penalty"', 'slider "Captions shown"', 'img "Your picture"', 'button "Drawn scene 2"', 'heading "Caption a picture"', ', looked at: ': assert part in tree, part
+        for part in 'button "Choose a picture"', 'slider "Beam size"', 'slider "Length penalty"', 'slider "Captions shown"', f'img "Your picture: {said}"', 'button "Drawn scene 2"', 'heading "Caption a picture"', ', looked at: ': assert part in tree, part
         assert page.locator('#said').text_content() == f'Caption: {said}'
+        words = page.locator('.words button')
+        words.nth(0).focus(); wanted = page.evaluate('[...wanted]')
+        words.nth(words.count() - 1).hover(); assert page.evaluate('[...wanted]') != wanted
+        page.mouse.move(0, 0); assert page.evaluate('[...wanted]') == wanted   # of the word that has the focus
+        assert [b.get_attribute('aria-pressed') for b in words.all()] == ['true'] + ['false']*(words.count() - 1)
 
 def test_phone(browser, url, photos):
     "Nothing is wider than the screen, picture and caption are on it together, and a tap shows the map"
