@@ -41,8 +41,7 @@ class TeacherForcing(Callback):
 
     def before_batch(self):
         if not len(self.yb): return
-        pr = self.pr_force(self.pct_train) if callable(self.pr_force) else self.pr_force
-        self.model.decoder.pr_force = float(pr) if self.training else 1.
+        self.model.decoder.pr_force = float(self.pr_force(self.pct_train) if callable(self.pr_force) else self.pr_force)
         self.learn.xb = (*self.xb, *self.yb)
 
     def after_pred(self):

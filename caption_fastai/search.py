@@ -6,6 +6,8 @@
 __all__ = ['Hypothesis', 'greedy_search', 'beam_search', 'sample_captions', 'search', 'caption_images']
 
 # %% ../nbs/09_search.ipynb #cell-003
+from contextlib import contextmanager
+from threading import Lock
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -160,7 +162,20 @@ def search(
     return beam_search(decoder.step, state, beam_sz, max_len, length_penalty, n_best, watch)
 
 # %% ../nbs/09_search.ipynb #cell-031
-_out_of_training = WeakKeyDictionary()   # models in training mode that caption: how many searches of each are under way, the last one gives the mode back
+_out_of_training,_counting = WeakKeyDictionary(),Lock()   # models in training mode that caption: how many searches of each are under way
+
+@contextmanager
+def _evaluation(model):
+    "Evaluation mode inside the block; of several threads that share a model the last one gives training mode back"
+    with _counting:
+        was_training = model.training or model in _out_of_training
+        if was_training: model.eval(); _out_of_training[model] = _out_of_training.get(model, 0) + 1   # else nothing is written
+    try: yield
+    finally:
+        if was_training:
+            with _counting:
+                _out_of_training[model] -= 1
+                if not _out_of_training[model]: del _out_of_training[model]; model.train()
 
 @torch.no_grad()
 def caption_images(
@@ -173,16 +188,11 @@ def caption_images(
     **kwargs # for `search`: beam_sz, max_len, length_penalty, n_best, watch
 ): # yields (number of the picture, its captions as a list of `Hypothesis`, or the error that it gave)
     "Captions of pictures, in evaluation mode, in their order but for those that cannot be read"
-    was_training,p = model.training or model in _out_of_training,next(model.parameters())
-    if was_training: model.eval(); _out_of_training[model] = _out_of_training.get(model, 0) + 1   # else nothing is written, and threads may share the model
-    try:
+    p = next(model.parameters())
+    with _evaluation(model):
         for ids,imgs,faults in picture_batches(pipeline, srcs, bs, num_workers):
             yield from faults
             if not ids: continue
             feats = model.features(imgs.to(p.device, p.dtype))
             if also is not None: also(ids, feats)
             yield from zip(ids, search(model.decoder, model(feats), **kwargs))
-    finally:
-        if was_training:
-            _out_of_training[model] -= 1
-            if not _out_of_training[model]: del _out_of_training[model]; model.train()
