@@ -106,10 +106,13 @@ class Merge(Decoder):
         return self.logits(image, x[:,0]), State(_turn(rows), state.image), _no_alpha(x)
 
     def forced(self, feats, caps, packing):
-        x = _along(self.rnn, self.drop(self.embedding(packing.pack(caps))), packing)
+        image,words = self._read(feats, caps, packing)
+        return self.logits(image, words), _no_alpha(words)
+
+    def _read(self, feats, caps, packing):   # the image's vector and what the LSTM has read, of each word
         owner = _owners(packing, len(feats), feats.device)
         image = self.see(feats).index_select(0, torch.cat([owner[:n] for n in packing.sizes]))
-        return self.logits(image, x), _no_alpha(x)
+        return image,_along(self.rnn, self.drop(self.embedding(packing.pack(caps))), packing)
 
 # %% ../nbs/07b_classic.ipynb #cell-014
 class MergeBidirectional(Merge):
@@ -121,17 +124,26 @@ class MergeBidirectional(Merge):
         n_hid:int=256, # n, size of the image's vector and of the LSTMs' states
         p:float=0.5 # dropout on word vectors, features and output
     ):
-        super().__init__(vocab_sz, nf, emb_sz, n_hid, p=p)
-        self.both,self.hidden = nn.LSTM(2*n_hid, n_hid, batch_first=True, bidirectional=True),nn.Linear(2*n_hid, n_hid)
+        super().__init__(vocab_sz, nf, emb_sz, n_hid, 'concat', p)   # the dense layer joins the last states of both directions
+        self.forth,self.back = (nn.LSTM(2*n_hid, n_hid, batch_first=True) for _ in range(2))
 
     def init_state(self, feats):
-        return State((torch.zeros(len(feats), 0, dtype=torch.long, device=feats.device),), (self.see(feats),))
+        n = self.rnn.hidden_size
+        return State((*feats.new_zeros(4, len(feats), 1, n), feats.new_zeros(len(feats), 0, 2*n)), (self.see(feats),))
 
     def step(self, ids, state):
-        ids = torch.cat([state.rows[0], ids.unsqueeze(1)], 1)   # (bs*k,t), all words so far
-        words = self.rnn(self.drop(self.embedding(ids)))[0]
-        image = state.image[0].repeat_interleave(len(ids)//len(state.image[0]), 0).unsqueeze(1).expand_as(words)
-        ends = self.both(torch.cat([image, words], 2))[1][0]   # (2,bs*k,n), the last state of each direction
-        return self.out(self.drop(torch.relu(self.hidden(torch.cat(tuple(ends), 1))))), State((ids,), state.image), _no_alpha(words)
+        *rows,read = state.rows
+        words,rnn = self.rnn(self.drop(self.embedding(ids)).unsqueeze(1), _turn(rows[:2]))
+        image = state.image[0].repeat_interleave(len(ids)//len(state.image[0]), 0)
+        x = torch.cat([image.unsqueeze(1), words], 2)
+        ahead,forth = self.forth(x, _turn(rows[2:]))
+        read = torch.cat([x, read], 1)   # (bs*k,t,2n), the last word first
+        return self.logits(ahead[:,0], self._backward(read)), State((*_turn(rnn), *_turn(forth), read), state.image), _no_alpha(image)
 
-    def forced(self, feats, caps, packing): return self._one_by_one(feats, caps, packing)
+    def _backward(self, read): return self.back(read)[1][0][0]
+
+    def forced(self, feats, caps, packing):
+        x = torch.cat(self._read(feats, caps, packing), 1)   # (N,2n)
+        steps = x.split(packing.sizes)
+        back = [self._backward(torch.stack([s[:n] for s in steps[t::-1]], 1)) for t,n in enumerate(packing.sizes)]
+        return self.logits(_along(self.forth, x, packing), torch.cat(back)), _no_alpha(x)

@@ -100,17 +100,18 @@ def training(rounds):
     return res
 
 @torch.no_grad()
-def searchable(feats):
-    "Decoders whose captions end after some ten words, as those of trained ones do"
-    dec,text = decoders()
+def make_endings(dec, feats):
+    "Let captions of a new decoder differ, and end after some ten words, as those of a trained one do"
+    dec.eval()
     dec.out.weight.mul_(30); dec.out.bias[[Vocab.pad_idx, Vocab.unk_idx, Vocab.bos_idx]] = -1e9
     for bias in torch.arange(0., 100., 0.5):
         dec.out.bias[Vocab.eos_idx] = bias
-        if sum(len(h[0].ids) for h in search(dec, dec.init_state(feats), beam_sz=3)) <= 11*len(feats): return dec,text
+        if sum(len(h[0].ids) for h in search(dec, dec.init_state(feats), beam_sz=3)) <= 11*len(feats): return
 
 def searching(rounds):
     feats,res = torch.randn(64, 196, D).relu()*torch.rand(64, 1, D)*3,{}   # pictures that differ
-    dec,text = searchable(feats[:16])
+    dec,text = decoders()
+    make_endings(dec, feats[:16])
     for key,k,n in (('beam3_64', 3, 64), ('beam5_64', 5, 64), ('beam3_1', 3, 1)):
         def fast(r, imgs=None):
             with torch.no_grad(): return search(dec, dec.init_state(feats[:n] if imgs is None else imgs), beam_sz=k)
