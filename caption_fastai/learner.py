@@ -15,6 +15,7 @@ from hashlib import blake2b
 
 import pandas as pd
 from fastai.vision.all import *
+from filelock import FileLock, Timeout
 
 from .callbacks import AttentionPenalty, BleuMetric, CaptionLoss, CountEpochs, PenaltyMetric, SelfCritical, TeacherForcing
 from .data import CaptionDataLoaders
@@ -111,6 +112,17 @@ class SaveProgress(Callback):
     def _files(self): return sorted(self.folder.glob('progress_*.pth'), reverse=True)
     @property
     def _best_file(self): return self.folder/'best.pth'
+
+    @contextmanager
+    def alone(self):
+        "Nobody else trains in this folder inside the block; OSError if somebody does"
+        if rank_distrib(): yield; return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder/'training.lock', timeout=0)
+        try: lock.acquire()
+        except Timeout: raise OSError(f'{self.folder}: another training is under way in this folder; wait for its end, or name another folder') from None
+        try: yield
+        finally: lock.release()
 
     def forget(self):
         "Remove what an earlier run has left; if it was not at its end, its last checkpoint stays under another name, with a warning"
@@ -330,13 +342,16 @@ class CaptionLearner(Learner):
     ):
         """Train stage by stage; the best weights by BLEU-4 are kept (as `best` in `model_dir`) and go on to the next stage.
         Less than 1 BLEU is noise: of two such epochs the later counts, which the schedule has trained with a smaller rate.
-        Ctrl-C saves and stops; ValueError names the pictures of a batch that makes the loss or weights no numbers, OSError the file that cannot be written"""
+        Ctrl-C saves and stops; ValueError names the pictures of a batch that makes the loss or weights no numbers, OSError the file that cannot be written, or the folder where another training is under way"""
         stages = stages or self.stages
         if not stages: raise ValueError('stages: there is no recipe to take them from, pass a list of Stage')
         for s in stages: self._check_stage(s, self.cbs + L(cbs))
         scored = 'valid' in set(self.dls.captions.split) and any(isinstance(m, BleuMetric) for m in self.metrics)
         best = SaveBest() if scored else None
         progress = SaveProgress(Path(self.path)/self.model_dir, stages, best, save_minutes)
+        with progress.alone(): self._fit_stages(stages, cbs, resume, best, progress)
+
+    def _fit_stages(self, stages, cbs, resume, best, progress):
         if not resume: progress.forget()
         at,done = (d['at'], d['epoch']) if resume and (d := progress.find(self.dls.device)) else (0, 0)
         for s in stages[:at]: self._set_bs(s)

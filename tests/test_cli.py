@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from caption_fastai import app
-from caption_fastai.app import caption_evaluate, caption_predict, caption_train
+from caption_fastai import app, predict
+from caption_fastai.app import caption_evaluate, caption_train
 from caption_fastai.captioner import Captioner
+from caption_fastai.predict import caption_predict
 from caption_fastai.shapes import write_shapes
 from helpers import command_fails
 
@@ -139,8 +140,8 @@ def test_predict_takes_a_picture_once(captioner_dir, photos, tmp_path, capsys, m
     for n in 'b.jpg', '.c.jpg', '.hidden/d.jpg': shutil.copy(photos[0], Path('holiday')/n)
     Image.open(photos[0]).save('holiday/a.webp')
     Path('holiday/d.svg').write_text('<svg/>'); Path('holiday/loop').symlink_to('.', target_is_directory=True)
-    assert app._pictures(['holiday']) == app._pictures(['holi*']) == app._pictures(['holiday/']) == ['holiday/a.webp', 'holiday/b.jpg']
-    assert app._pictures(['holiday/b.jpg', './holiday/b.jpg', 'holiday', str(tmp_path/'holiday'/'b.jpg')]) == ['holiday/b.jpg', 'holiday/a.webp']
+    assert predict._pictures(['holiday']) == predict._pictures(['holi*']) == predict._pictures(['holiday/']) == ['holiday/a.webp', 'holiday/b.jpg']
+    assert predict._pictures(['holiday/b.jpg', './holiday/b.jpg', 'holiday', str(tmp_path/'holiday'/'b.jpg')]) == ['holiday/b.jpg', 'holiday/a.webp']
     argv = ['--beam_sz', '1', '--max_len', '2', '--out', 'out']
     caption_predict([str(captioner_dir), 'holiday', *argv])
     caption_predict([str(captioner_dir), str(tmp_path/'holiday'), *argv, '--resume'])

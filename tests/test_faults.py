@@ -5,12 +5,13 @@ import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 
 from caption_fastai import app
-from caption_fastai.app import caption_evaluate, caption_predict, caption_train
+from caption_fastai.app import caption_evaluate, caption_train
 from caption_fastai.captioner import Captioner
 from caption_fastai.captions import read_captions, read_folder
 from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.images import ImagePipeline, open_image
 from caption_fastai.learner import Stage
+from caption_fastai.predict import caption_predict
 from helpers import command_fails, fails, fit, flickr_folder, load_dls, picture, some_captions, tiny_learner, warns
 
 def train_argv(data, out, *more):

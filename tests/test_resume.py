@@ -102,6 +102,13 @@ def test_callbacks_that_keep_a_score(scenes, tmp_path):
     first,second = (r['valid_loss'] for r in learn.history.rows)
     assert cb.best == first > second
 
+def test_two_trainings_in_one_folder(scenes, whole, tmp_path):
+    "The second one is refused, with or without resume, and disturbs nothing; afterwards the folder is free"
+    def others():
+        for resume in (False, True): fails(OSError, lambda: run(scenes, tmp_path, resume=resume), tmp_path/'models', 'another training is under way')
+    same(result(run(scenes, tmp_path, cbs=[At(7, others)], save_minutes=0)), result(whole))
+    same(result(run(scenes, tmp_path, resume=True)), result(whole))
+
 def test_a_new_run_where_another_was_not_done(scenes, tmp_path):
     "Without resume the checkpoint of a run that was not at its end is kept, with a warning, and that of one that was is not"
     with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, STAGES[:1], cbs=[At(7, stop)])

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from caption_fastai.app import caption_predict, caption_train
+from caption_fastai.app import caption_train
+from caption_fastai.predict import caption_predict
 
 @pytest.mark.long
 def test_scenes_are_captioned_right(tmp_path, capsys):
