@@ -29,7 +29,7 @@ from .predict import one_line_errors
 from .recipes import recipe_data, recipe_learner, recipes
 from .shapes import read_scenes, score_scenes
 
-# %% ../nbs/15_app.ipynb #cell-006
+# %% ../nbs/15_app.ipynb #cell-005
 def _numbers(text, kind, name, n=None):
     "Comma-separated numbers of an option, one a stage"
     try: res = [kind(o) for o in text.split(',')]
@@ -39,7 +39,7 @@ def _numbers(text, kind, name, n=None):
     if n is not None and len(res) != n: raise ValueError(f'--{name} {text}: expected {n} numbers, as many as --epochs has')
     return res
 
-# %% ../nbs/15_app.ipynb #cell-009
+# %% ../nbs/15_app.ipynb #cell-008
 def _stages(o):
     "Stages of the recipe, with what the options override"
     stages = recipe_learner(o.recipe)['stages']
@@ -119,7 +119,7 @@ def _train_parser():
     add('save_minutes', 'write what --resume needs this often at least, and after each epoch', type=float, default=10.)
     return p
 
-# %% ../nbs/15_app.ipynb #cell-011
+# %% ../nbs/15_app.ipynb #cell-010
 def _print_scores(scores, title):
     nums = [f'{k} {v:.1f} ({lo:.1f} to {hi:.1f})' for k,(lo,hi) in scores['intervals'].items() for v in [scores[k]]]
     print(f"{title}: {', '.join(nums)}; {scores['distinct']:.0%} of the captions different, {scores['mean_length']:.1f} words each\n  ({scores['signature']})")
@@ -173,7 +173,7 @@ def _finish(learn, out, split, beam_sz):
     return [_save_figure(learn.plot_training(), out/'training.png'),
             *(_save_figure(c.plot_attention(), out/f'attention_{i}.png') for i,c in enumerate(caps, 1) if c.alphas.shape[1])]
 
-# %% ../nbs/15_app.ipynb #cell-012
+# %% ../nbs/15_app.ipynb #cell-011
 def _first(f):
     "What `f()` gives; the first of several processes calls it before the others, so that they find what it writes"
     if num_distrib() < 2: return f()
@@ -219,7 +219,7 @@ def caption_train(
         figures += _finish(learn, out, split, o.beam_sz)
         print('\npictures: ' + ' '.join(figures) + f'\ncaptioner: {out}')
 
-# %% ../nbs/15_app.ipynb #cell-019
+# %% ../nbs/15_app.ipynb #cell-018
 def caption_evaluate(
     argv=None # arguments, by default those of the command line
 ):

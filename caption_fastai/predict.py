@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['one_line_errors', 'caption_predict']
 
-# %% ../nbs/14f_predict.ipynb #d3d372f2
+# %% ../nbs/14f_predict.ipynb #cell-003
 import argparse, csv, json, os, sys, warnings
 from contextlib import contextmanager, nullcontext
 from glob import glob
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .captioner import Captioner
 from .captions import _img_exts
 
-# %% ../nbs/14f_predict.ipynb #4784b22d
+# %% ../nbs/14f_predict.ipynb #cell-006
 @contextmanager
 def one_line_errors(command, resume=None, lower='--beam_sz'): # `resume`: how to go on after an interruption; `lower`: options that save memory
     "Errors of the input as one line on standard error with exit status 1, warnings as one line each"
@@ -29,7 +29,7 @@ def one_line_errors(command, resume=None, lower='--beam_sz'): # `resume`: how to
     except KeyboardInterrupt: sys.exit(f"{command}: interrupted{f'; {resume}' if resume else ''}")
     finally: warnings.showwarning = show
 
-# %% ../nbs/14f_predict.ipynb #b1e095d6
+# %% ../nbs/14f_predict.ipynb #cell-008
 def _pictures(
     names # files, folders, patterns
 )->list: # names of pictures, each once
@@ -81,7 +81,7 @@ def _say(line, file):
     "Print at once, and past a progress bar"
     with tqdm.external_write_mode(file): print(line, file=file, flush=True)
 
-# %% ../nbs/14f_predict.ipynb #32c1927a
+# %% ../nbs/14f_predict.ipynb #cell-010
 def _save_attention(caption, fname):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')   # of libraries that fastai imports
