@@ -73,6 +73,9 @@ def _sum_of(file):
     "None where it is not there, or cannot be read"
     with suppress(OSError): return _check_sum(file.read_bytes())
 
+def _data_sum(dls):   # of the words, and of the training pictures with their captions
+    return _check_sum(repr((dls.vocab.itos, [(Path(o.image).name, o.ids) for o in dls.train_ds.items])).encode())
+
 class SeedBatches(Callback):
     "Random numbers of a training batch from (seed, epoch, batch) alone"
     order = -8   # before `SelfCritical` draws captions
@@ -136,8 +139,8 @@ class SaveProgress(Callback):
         "Mark the last checkpoint as the end of all stages"
         if not rank_distrib() and (files := self._files) and not files[0].stem.endswith('_end'): os.replace(files[0], files[0].with_stem(f'{files[0].stem}_end'))
 
-    def find(self, device='cpu')->dict: # None if there is none
-        "The last checkpoint that is whole; ValueError if it is of other stages, or if all are damaged"
+    def find(self, learn)->dict: # None if there is none
+        "The last checkpoint that is whole; ValueError if it is of other stages, data or another model, or if all are damaged"
         for f in (files := self._files):
             try: fault,raw = 'damaged',f.read_bytes()
             except OSError as e: fault,raw = e.strerror,b''
@@ -147,9 +150,12 @@ class SaveProgress(Callback):
         else:
             if files: raise ValueError(f'{self.folder}: all checkpoints are damaged, train again without resume')
             return None
-        self.found = d = torch.load(io.BytesIO(raw[16:]), map_location=device, weights_only=False)
+        self.found = d = torch.load(io.BytesIO(raw[16:]), map_location=learn.dls.device, weights_only=False)
         if d['stages'][:d['at']+1] != self.stages[:d['at']+1]:
             raise ValueError(f"{f}: was begun with other stages ({'; '.join(d['stages'])}), go on with those or without resume")
+        if d['data'] != _data_sum(learn.dls): raise ValueError(f'{f}: was begun with other captions or other words, go on with those or without resume')
+        theirs,mine = ({(k, v.shape) for k,v in state.items()} for state in (d['model'], learn.model.state_dict()))
+        if other := sorted(theirs ^ mine): raise ValueError(f'{f}: was begun with another model ({other[0][0]} is not the same), go on with that or without resume')
         return d
 
     def before_fit(self):
@@ -212,7 +218,7 @@ class SaveProgress(Callback):
         h = {k: getattr(self.history, k) for k in self._keys}
         trackers = {key: {k: getattr(cb, k) for k in ('best', 'wait') if hasattr(cb, k)} for key,cb in self._trackers}
         smooth = self.recorder.smooth_loss
-        d = dict(stages=self.stages, at=self.at, epoch=epoch, batch=batch, model=self.model.state_dict(), opt=self.opt.state_dict(),
+        d = dict(stages=self.stages, data=_data_sum(self.dls), at=self.at, epoch=epoch, batch=batch, model=self.model.state_dict(), opt=self.opt.state_dict(),
                  n_done=self.dls.train.epoch if batch else self.count_epochs.n_done, pct_train=self.pct_train, train_iter=self.train_iter,
                  seeds=[dl.seed for dl in self.dls.loaders], smooth_loss=(smooth.count, smooth.val), trackers=trackers,
                  history={**h, 'losses': [float(l) for l in h['losses']]}, best_sum=self.best and self.best.sum)
@@ -353,7 +359,7 @@ class CaptionLearner(Learner):
 
     def _fit_stages(self, stages, cbs, resume, best, progress):
         if not resume: progress.forget()
-        at,done = (d['at'], d['epoch']) if resume and (d := progress.find(self.dls.device)) else (0, 0)
+        at,done = (d['at'], d['epoch']) if resume and (d := progress.find(self)) else (0, 0)
         for s in stages[:at]: self._set_bs(s)
         for i,s in enumerate(stages[at:], at):
             self._begin_stage(s)
