@@ -101,19 +101,16 @@ class SelfCritical(Callback):
 
     def before_batch(self):
         if not self.training: return
+        decoder = self.model.decoder.eval()   # without dropout, so that the gradient is that of the probability which captions are drawn with
+        for m in decoder.modules():
+            if isinstance(m, nn.RNNBase): m.train()   # else cuDNN has no gradient
         feats = self.model.features(self.xb[0])
-        caps = self._draw(feats)
+        with torch.no_grad(): caps = sample_captions(decoder.step, self.model(feats.detach()), self.k, self.max_len)
         true = self.yb[0] if self.yb[0].ndim == 3 else self.yb[0].unsqueeze(1)
         r = torch.tensor([self.reward(*(self._ids(o) for o in pair)) for pair in zip(caps, true)], device=feats.device)   # (bs,k)
         self.rewards.append(r.mean().item())
         self.weight = (r - r.mean(1, keepdim=True))*self.k/(self.k - 1)   # the same as r minus the mean of the others
         self.learn.xb,self.learn.yb = (feats,),(caps,)
-
-    def _draw(self, feats):
-        self.model.decoder.eval()
-        with torch.no_grad(): caps = sample_captions(self.model.decoder.step, self.model(feats.detach()), self.k, self.max_len)
-        self.model.decoder.train()
-        return caps
 
     def _ids(self, caps): return [[i for i in c[1:] if i != Vocab.pad_idx] for c in caps.tolist() if any(c)]
 

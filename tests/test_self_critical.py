@@ -7,15 +7,15 @@ from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.decoder import draw_words
 from caption_fastai.learner import caption_learner
 from caption_fastai.recipes import Stage
-from helpers import fails
+from helpers import changed, fails, tensors
 
 @pytest.fixture(scope='module')
 def dls(tmp_path_factory):
     return CaptionDataLoaders.from_shapes(tmp_path_factory.mktemp('scenes'), n_train=64, n_valid=8, n_test=8, min_freq=1, bs=16, grouped=True, seed=1, num_workers=0)
 
-def learner(dls, path):
+def learner(dls, path, system='show_attend_tell', **kw):
     set_seed(1)
-    return caption_learner(dls, 'shapes_cnn', 'SHAPES', emb_sz=32, attn_sz=32, n_hid=64, p=0., lambda_attn=0., metrics=[], path=path)
+    return caption_learner(dls, 'shapes_cnn', 'SHAPES', system=system, emb_sz=32, n_hid=64, lambda_attn=0., metrics=[], path=path, **{'p': 0., **kw})
 
 @pytest.mark.parametrize('freeze', [True, False])
 def test_reward_rises(dls, tmp_path, freeze):
@@ -35,6 +35,15 @@ def test_as_a_stage(dls, tmp_path):
     with learn.no_bar(), learn.no_logging(): learn.fit_stages([Stage(2, 1e-2, freeze=True), Stage(1, slice(1e-5, 1e-3)), Stage(1, 1e-4, freeze=True, self_critical=True)])
     losses = [float(r['train_loss']) for r in learn.history.rows]
     assert [r['stage'] for r in learn.history.rows] == [1, 1, 2, 3] and losses[2] > 1 > abs(losses[3])
+
+@pytest.mark.parametrize('system,kw', [('show_attend_tell', {}), ('merge', {}), ('show_attend_tell', dict(pr_force=0.5))], ids=str)
+def test_the_gradient_is_that_of_what_is_drawn(dls, tmp_path, system, kw):
+    "Neither dropout nor words of its own come between the captions that are drawn and their probability"
+    def trained(**kw):
+        learn = learner(dls, tmp_path, system, **kw)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=SelfCritical())
+        return tensors(learn.model)
+    assert not changed(trained(p=0.5, **kw), trained())
 
 def test_words_are_drawn_as_torch_does():
     p = torch.rand(50, 9).softmax(-1)
