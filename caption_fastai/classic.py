@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .decoder import Decoder, State
 
 # %% ../nbs/07b_classic.ipynb #cell-006
-def _no_alpha(x): return x.new_zeros(len(x), 0)
+def _no_alpha(x): return x.new_zeros(x.shape[0], 0)   # `len` would be a fixed number in an exported graph
 
 def _owners(packing, bs, device):
     "The image of each caption that has words, in the order of `packing`"
@@ -97,13 +97,16 @@ class Merge(Decoder):
         return self.out(self.drop(torch.relu(self.hidden(x))))
 
     def init_state(self, feats):
-        rows = feats.new_zeros(2, len(feats), 1, self.rnn.hidden_size)
+        rows = feats.new_zeros(2, feats.shape[0], 1, self.rnn.hidden_size)
         return State(tuple(rows), (self.see(feats),))
 
     def step(self, ids, state):
         x,rows = self.rnn(self.drop(self.embedding(ids)).unsqueeze(1), _turn(state.rows))
-        image = state.image[0].repeat_interleave(len(ids)//len(state.image[0]), 0)
-        return self.logits(image, x[:,0]), State(_turn(rows), state.image), _no_alpha(x)
+        return self.logits(self._beside(x[:,0], state), x[:,0]), State(_turn(rows), state.image), _no_alpha(x)
+
+    def _beside(self, words, state):   # the image's vector for each of its rows
+        image = state.image[0]
+        return image.unsqueeze(1).expand_as(words.unflatten(0, (image.shape[0], -1))).flatten(0, 1)
 
     def forced(self, feats, caps, packing):
         image,words = self._read(feats, caps, packing)
@@ -128,17 +131,16 @@ class MergeBidirectional(Merge):
         self.forth,self.back = (nn.LSTM(2*n_hid, n_hid, batch_first=True) for _ in range(2))
 
     def init_state(self, feats):
-        n = self.rnn.hidden_size
-        return State((*feats.new_zeros(4, len(feats), 1, n), feats.new_zeros(len(feats), 0, 2*n)), (self.see(feats),))
+        bs,n = feats.shape[0],self.rnn.hidden_size
+        return State((*feats.new_zeros(4, bs, 1, n), feats.new_zeros(bs, 0, 2*n)), (self.see(feats),))
 
     def step(self, ids, state):
         *rows,read = state.rows
         words,rnn = self.rnn(self.drop(self.embedding(ids)).unsqueeze(1), _turn(rows[:2]))
-        image = state.image[0].repeat_interleave(len(ids)//len(state.image[0]), 0)
-        x = torch.cat([image.unsqueeze(1), words], 2)
+        x = torch.cat([self._beside(words[:,0], state).unsqueeze(1), words], 2)
         ahead,forth = self.forth(x, _turn(rows[2:]))
         read = torch.cat([x, read], 1)   # (bs*k,t,2n), the last word first
-        return self.logits(ahead[:,0], self._backward(read)), State((*_turn(rnn), *_turn(forth), read), state.image), _no_alpha(image)
+        return self.logits(ahead[:,0], self._backward(read)), State((*_turn(rnn), *_turn(forth), read), state.image), _no_alpha(x)
 
     def _backward(self, read): return self.back(read)[1][0][0]
 

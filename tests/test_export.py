@@ -7,7 +7,8 @@ for package in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(packag
 from caption_fastai.caption_onnx import OnnxCaptioner
 from caption_fastai.captioner import Captioner
 from caption_fastai.export import caption_export
-from helpers import command_fails, fit, tiny_learner
+from caption_fastai.learner import caption_learner
+from helpers import command_fails, fit
 
 @pytest.fixture(scope='module')
 def graphs(captioner_dir, tmp_path_factory):
@@ -27,9 +28,11 @@ def test_graphs_say_what_pytorch_says(graphs, captioner_dir, scenes, kw):
         assert [o['score'] for o in made] == pytest.approx([c.score for c in truth], abs=1e-3)
     if 'max_len' not in kw: assert len({c.text for c in truth}) > 3
 
-def test_spatial_attention_in_sixteen_bits(dls, photos, tmp_path):
-    "As the captioner in `snapshots`: features through a layer of their own, weights kept in 16 bits"
-    folder = fit(tiny_learner(dls, system='spatial_attention', proj_sz=24), 2, 2e-2).captioner().save(tmp_path/'half', half=True)
+@pytest.mark.parametrize('system,kw', [('spatial_attention', dict(proj_sz=24)), ('show_attend_tell', dict(cell='gru')), ('show_and_tell', dict(n_layers=2)), ('merge', {})], ids=str)
+def test_other_systems_in_sixteen_bits(dls, photos, tmp_path, system, kw):
+    "The first one as the captioner in `snapshots`: features through a layer of their own, weights kept in 16 bits"
+    learn = caption_learner(dls, 'shapes_cnn', 'SHAPES', system=system, emb_sz=16, n_hid=32, p=0., metrics=[], path=tmp_path, **kw)
+    folder = fit(learn, 2, 2e-2).captioner().save(tmp_path/'half', half=True)
     caption_export([str(folder), str(tmp_path/'onnx')])
     for kw in (dict(beam_sz=1), dict(beam_sz=5, length_penalty=0.7)):
         truth,made = Captioner.load(folder, 'cpu').caption(photos, **kw),OnnxCaptioner(tmp_path/'onnx', threads=1).caption(photos, **kw)
