@@ -102,10 +102,10 @@ class SelfCritical(Callback):
     def before_batch(self):
         if not self.training: return
         decoder = self.model.decoder.eval()   # without dropout, so that the gradient is that of the probability which captions are drawn with
-        for m in decoder.modules():
-            if isinstance(m, nn.RNNBase): m.train()   # else cuDNN has no gradient
         feats = self.model.features(self.xb[0])
         with torch.no_grad(): caps = sample_captions(decoder.step, self.model(feats.detach()), self.k, self.max_len)
+        for m in decoder.modules():
+            if isinstance(m, nn.RNNBase): m.train()   # else cuDNN has no gradient; between several LSTMs there is dropout then
         true = self.yb[0] if self.yb[0].ndim == 3 else self.yb[0].unsqueeze(1)
         r = torch.tensor([self.reward(*(self._ids(o) for o in pair)) for pair in zip(caps, true)], device=feats.device)   # (bs,k)
         self.rewards.append(r.mean().item())

@@ -106,10 +106,10 @@ class SaveBest(SaveModelCallback):
 class SaveProgress(Callback):
     "In `fit_stages`, write after each epoch and every `minutes` all that is needed to go on from there; stop at Ctrl-C and where the loss or a weight is no number"
     order,_keys = 65,('rows', 'losses', 'lrs', 'prs', 'stage')   # after `SaveBest`
-    def __init__(self, folder, stages, best=None, minutes=10.):
+    def __init__(self, folder, stages, data, best=None, minutes=10.): # `data`: what `_data_sum` gives
         several = f' in {num_distrib()} processes' if num_distrib() > 1 else ''
         self.folder,self.stages,self.best,self.minutes = folder,[f'{s!r}{several}' for s in stages],best,minutes
-        self.at,self.found,self.stop,self.damaged = 0,None,False,[]
+        self.data,self.at,self.found,self.stop,self.damaged = data,0,None,False,[]
 
     @property
     def _files(self): return sorted(self.folder.glob('progress_*.pth'), reverse=True)
@@ -153,7 +153,7 @@ class SaveProgress(Callback):
         self.found = d = torch.load(io.BytesIO(raw[16:]), map_location=learn.dls.device, weights_only=False)
         if d['stages'][:d['at']+1] != self.stages[:d['at']+1]:
             raise ValueError(f"{f}: was begun with other stages ({'; '.join(d['stages'])}), go on with those or without resume")
-        if d['data'] != _data_sum(learn.dls): raise ValueError(f'{f}: was begun with other captions or other words, go on with those or without resume')
+        if d['data'] != self.data: raise ValueError(f'{f}: was begun with other captions or other words, go on with those or without resume')
         theirs,mine = ({(k, v.shape) for k,v in state.items()} for state in (d['model'], learn.model.state_dict()))
         if other := sorted(theirs ^ mine): raise ValueError(f'{f}: was begun with another model ({other[0][0]} is not the same), go on with that or without resume')
         return d
@@ -218,7 +218,7 @@ class SaveProgress(Callback):
         h = {k: getattr(self.history, k) for k in self._keys}
         trackers = {key: {k: getattr(cb, k) for k in ('best', 'wait') if hasattr(cb, k)} for key,cb in self._trackers}
         smooth = self.recorder.smooth_loss
-        d = dict(stages=self.stages, data=_data_sum(self.dls), at=self.at, epoch=epoch, batch=batch, model=self.model.state_dict(), opt=self.opt.state_dict(),
+        d = dict(stages=self.stages, data=self.data, at=self.at, epoch=epoch, batch=batch, model=self.model.state_dict(), opt=self.opt.state_dict(),
                  n_done=self.dls.train.epoch if batch else self.count_epochs.n_done, pct_train=self.pct_train, train_iter=self.train_iter,
                  seeds=[dl.seed for dl in self.dls.loaders], smooth_loss=(smooth.count, smooth.val), trackers=trackers,
                  history={**h, 'losses': [float(l) for l in h['losses']]}, best_sum=self.best and self.best.sum)
@@ -354,7 +354,7 @@ class CaptionLearner(Learner):
         for s in stages: self._check_stage(s, self.cbs + L(cbs))
         scored = 'valid' in set(self.dls.captions.split) and any(isinstance(m, BleuMetric) for m in self.metrics)
         best = SaveBest() if scored else None
-        progress = SaveProgress(Path(self.path)/self.model_dir, stages, best, save_minutes)
+        progress = SaveProgress(Path(self.path)/self.model_dir, stages, _data_sum(self.dls), best, save_minutes)
         with progress.alone(): self._fit_stages(stages, cbs, resume, best, progress)
 
     def _fit_stages(self, stages, cbs, resume, best, progress):
