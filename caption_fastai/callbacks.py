@@ -90,9 +90,11 @@ class SelfCritical(Callback):
     order = -6   # before `TeacherForcing` takes the captions
     def __init__(self,
         k:int=5, # captions a picture
-        max_len:int=20 # words at most
+        max_len:int=20, # words at most
+        temperature:float=0.5 # of `sample_captions`, and in the loss
     ):
         if k < 2: raise ValueError(f'k={k}: expected 2 or more, captions of a picture are compared with each other')
+        if not temperature > 0: raise ValueError(f'temperature={temperature}: expected more than 0')
         store_attr()
 
     def before_fit(self):
@@ -103,7 +105,7 @@ class SelfCritical(Callback):
         if not self.training: return
         decoder = self.model.decoder.eval()   # without dropout, so that the gradient is that of the probability which captions are drawn with
         feats = self.model.features(self.xb[0])
-        with torch.no_grad(): caps = sample_captions(decoder.step, self.model(feats.detach()), self.k, self.max_len)
+        with torch.no_grad(): caps = sample_captions(decoder.step, self.model(feats.detach()), self.k, self.max_len, self.temperature)
         for m in decoder.modules():
             if isinstance(m, nn.RNNBase): m.train()   # else cuDNN has no gradient; between several LSTMs there is dropout then
         true = self.yb[0] if self.yb[0].ndim == 3 else self.yb[0].unsqueeze(1)
@@ -118,7 +120,7 @@ class SelfCritical(Callback):
         if not self.training: return
         caps = self.yb[0]
         weight = Packing(cap_lens(caps)).pack(self.weight.unsqueeze(-1).expand(caps[...,1:].shape))
-        self.learn.loss_grad = (weight*F.cross_entropy(self.pred, targets(caps), reduction='none')).mean()
+        self.learn.loss_grad = (weight*F.cross_entropy(self.pred/self.temperature, targets(caps), reduction='none')).mean()
         self.learn.loss = self.loss_grad.clone()
 
 # %% ../nbs/11_callbacks.ipynb #cell-017

@@ -135,16 +135,18 @@ def sample_captions(
     step, # a decoder's `step`
     state:State, # bs images with one row each, from the decoder's `init_state`
     k:int=1, # captions an image
-    max_len:int=30 # words at most
+    max_len:int=30, # words at most
+    temperature:float=1. # scores are divided by it: below 1 what is likely gets likelier
 )->Tensor: # (bs,k,sl), ids from `BOS` to `EOS` and `PAD`
     "Captions drawn from the model's own probabilities"
     if k < 1 or max_len < 1: raise ValueError(f'k={k}, max_len={max_len}: expected 1 or more')
+    if not temperature > 0: raise ValueError(f'temperature={temperature}: expected more than 0')
     state = state.repeat(k)
     ids = torch.full((len(state.image[0])*k,), Vocab.bos_idx, device=state.image[0].device)
     caps,ended = [ids],torch.zeros_like(ids, dtype=torch.bool)
     for t in range(max_len):
         logits,state,_ = step(ids, state)
-        ids = draw_words(_log_probs(logits, t).softmax(-1)).clamp(min=Vocab.eos_idx).masked_fill(ended, Vocab.pad_idx)   # where scores are no numbers, an end
+        ids = draw_words(_log_probs(logits/temperature, t).softmax(-1)).clamp(min=Vocab.eos_idx).masked_fill(ended, Vocab.pad_idx)   # where scores are no numbers, an end
         caps.append(ids)
         ended = ended | (ids == Vocab.eos_idx)
         if ended.all(): break

@@ -51,4 +51,16 @@ def test_words_are_drawn_as_torch_does():
     set_seed(1)
     assert torch.equal(drawn, torch.multinomial(p, 1)[:,0])
 
+def test_captions_are_drawn_at_a_temperature(dls, tmp_path):
+    "Near 0 all captions of a picture are the likeliest one, and none is better than the others"
+    learn = learner(dls, tmp_path)
+    def spread(temperature):
+        cb = SelfCritical(temperature=temperature)
+        learn.fit(1, 1e-4, cbs=cb)
+        return cb.weight.abs().max()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(3, 1e-2)
+        assert spread(0.5) > 0.01 and spread(1e-4) < 1e-5
+
 def test_a_caption_alone_has_nothing_to_be_compared_with(): fails(ValueError, lambda: SelfCritical(1), 'k=1', '2 or more')
+def test_a_temperature_is_above_0(): fails(ValueError, lambda: SelfCritical(temperature=0), 'temperature=0', 'more than 0')
