@@ -13,7 +13,7 @@ from fastai.torch_basics import *
 
 from .decoder import Packing, State, targets
 from .metrics import CiderReward, evaluate
-from .search import sample_captions, search
+from .search import only_words_, sample_captions, search
 from .text import Vocab, cap_lens
 
 # %% ../nbs/11_callbacks.ipynb #cell-007
@@ -120,7 +120,8 @@ class SelfCritical(Callback):
         if not self.training: return
         caps = self.yb[0]
         weight = Packing(cap_lens(caps)).pack(self.weight.unsqueeze(-1).expand(caps[...,1:].shape))
-        self.learn.loss_grad = (weight*F.cross_entropy(self.pred/self.temperature, targets(caps), reduction='none')).mean()
+        logits = only_words_(self.pred.as_subclass(Tensor).float()/self.temperature, self.weight.numel())   # the first words come first, see `Packing`
+        self.learn.loss_grad = (weight*F.cross_entropy(logits, targets(caps), reduction='none')).mean()
         self.learn.loss = self.loss_grad.clone()
 
 # %% ../nbs/11_callbacks.ipynb #cell-017

@@ -7,6 +7,7 @@ from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.decoder import draw_words
 from caption_fastai.learner import caption_learner
 from caption_fastai.recipes import Stage
+from caption_fastai.text import Vocab
 from helpers import changed, fails, tensors
 
 @pytest.fixture(scope='module')
@@ -50,6 +51,15 @@ def test_words_are_drawn_as_torch_does():
     set_seed(1); drawn = draw_words(p)
     set_seed(1)
     assert torch.equal(drawn, torch.multinomial(p, 1)[:,0])
+
+def test_what_is_never_drawn_is_not_trained(dls, tmp_path):
+    "Tokens that are no words have no part in the probabilities: else their scores would rise wherever captions are bad, without end"
+    learn = learner(dls, tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(3, 1e-2)
+        learn.opt,before = None,learn.model.decoder.out.bias.detach().clone()   # no momentum is left
+        learn.fit(1, 1e-3, wd=0., cbs=SelfCritical())
+    assert (learn.model.decoder.out.bias == before).nonzero()[:,0].tolist() == sorted([Vocab.pad_idx, Vocab.bos_idx, Vocab.unk_idx])
 
 def test_captions_are_drawn_at_a_temperature(dls, tmp_path):
     "Near 0 all captions of a picture are the likeliest one, and none is better than the others"
