@@ -69,7 +69,7 @@ def _check(o):
     def check(names, ok, expected):
         for k in names.split():
             if getattr(o, k) is not None and not ok(getattr(o, k)): raise ValueError(f'--{k} {getattr(o, k)}: expected {expected}')
-    check('size min_freq max_vocab max_len emb_sz attn_sz n_hid proj_sz n_layers grid beam_sz', lambda v: v >= 1, '1 or more')
+    check('size views min_freq max_vocab max_len emb_sz attn_sz n_hid proj_sz n_layers grid beam_sz', lambda v: v >= 1, '1 or more')
     check('dropout label_smoothing', lambda v: 0 <= v < 1, '0 or more, and less than 1')
     check('lr_ratio aug_scale', lambda v: 0 < v <= 1, 'more than 0, and 1 at most')
     check('pr_force', lambda v: 0 <= v <= 1, '0 to 1')
@@ -96,6 +96,7 @@ def _train_parser():
     add('max_len', 'longer captions are cut', type=int)
     add('grouped', 'all captions of a picture in one item: bs then counts pictures', action=argparse.BooleanOptionalAction)
     add('cache_features', "while the encoder is frozen, read its features from a file (by default in OUT), made the first time", nargs='?', const='', metavar='FILE')
+    add('views', 'with --cache_features: features of so many views of each training picture, the first as it is, others as --aug makes them', type=int)
     add('aug', 'crop, recolour and mirror training pictures at random', action=argparse.BooleanOptionalAction)
     for o,h in (('emb_sz', 'size of a word vector'), ('attn_sz', 'size of the attention layer'), ('n_hid', "size of the LSTM's state"), ('proj_sz', 'size of a layer that the features go through first'), ('n_layers', 'LSTMs on top of each other')): add(o, h, type=int)
     add('grid', "pool the features of a picture's places to so many a side", type=int)
@@ -211,7 +212,7 @@ def caption_train(
         learn = caption_learner(dls, recipe=o.recipe, weights=None if o.weights == 'none' else o.weights,
                                 path=out, history=out/'history.csv', **_given(o, _learner_options), **({'arch': start} if start else {}))
         split = next(s for s in ('test', 'valid', 'train') if s in set(dls.captions.split))
-        if o.cache_features is not None: _first(partial(learn.cache_features, o.cache_features or None))
+        if o.cache_features is not None: _first(partial(learn.cache_features, o.cache_features or None, o.views))
         figures = [] if num_distrib() > 1 else [str(out/'lr_find.png')] if o.resume else [_lr_find(learn, out)]
         report = _Report(split, read_scenes(out/'scenes') if shapes else None, beam_sz=o.beam_sz, length_penalty=o.length_penalty)
         with _one_of_several(learn), _progress(learn): learn.fit_stages(stages, cbs=report, resume=o.resume, save_minutes=o.save_minutes)

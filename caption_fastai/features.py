@@ -6,7 +6,7 @@
 __all__ = ['feature_key', 'FeatureCache', 'keep_freed_memory', 'build_features']
 
 # %% ../nbs/05_features.ipynb #cell-004
-import ctypes, hashlib, json, os, shutil, sys, warnings, zlib
+import ctypes, hashlib, json, os, random, shutil, sys, warnings, zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from fastcore.imports import IN_NOTEBOOK
 from fastprogress import progress_bar
 from filelock import FileLock, Timeout
 
-from .data import CaptionDataLoaders
+from .data import Augment, CaptionDataLoaders, View, says_side
 from .encoder import Encoder
-from .images import ImagePipeline, picture_batches
+from .images import ImagePipeline, open_image, picture_batches
 
 # %% ../nbs/05_features.ipynb #cell-007
 def _digest(parts):
@@ -69,7 +69,7 @@ class FeatureCache:
     "Features of pictures in a file: 16-bit floats, mapped into memory, so that what is read costs no memory of its own"
     def __init__(self,
         fname, # what `build_features` wrote
-        images:list, # the same pictures
+        images:list, # the same pictures, and a `View` for each further view of one
         key:dict=None # from `feature_key` or a part of it; None takes the features as they are
     ):
         "ValueError if the file is damaged, cut short, or has features of something else"
@@ -79,13 +79,14 @@ class FeatureCache:
         if size != whole: raise ValueError(f'{fname}: has {size} bytes and should have {whole}, it was cut short; delete it or use rebuild=True')
         if len(images) != self.shape[0]: raise ValueError(f'{fname}: features of {self.shape[0]} pictures, not of {len(images)}')
         self.rows,self._map = {str(i):n for n,i in enumerate(images)},None
+        self.n_views = self.key['pipeline'].get('views', {}).get('n', 1)
 
     def __getstate__(self): return {**self.__dict__, '_map': None}   # the file, not what is in it
     def __len__(self): return len(self.rows)
     def __repr__(self): return f'{self.fname.name}: features {tuple(self.shape[1:])} of {len(self)} pictures by {self.key["arch"]}'
 
     def __call__(self,
-        image # path of a picture
+        image # path of a picture, or a `View`
     )->torch.Tensor: # (L,D) or (D,), float16
         "Features of a picture; ValueError if there are none"
         if self._map is None: self._map = np.memmap(self.fname, np.float16, 'r', _HEADER, tuple(self.shape))
@@ -171,17 +172,41 @@ def _progress(batches, n):
         if i*10//n > (i-1)*10//n: print(f'features: {i/n:.0%}', flush=True)
 
 # %% ../nbs/05_features.ipynb #cell-023
+class _Views:
+    "An image pipeline that takes a `View`, too"
+    def __init__(self, pipeline, aug, n):
+        self.pipeline,self.aug,self.n,self.size,self.normalize = pipeline,aug,n,pipeline.size,pipeline.normalize
+
+    def to_dict(self): return {**self.pipeline.to_dict(), 'views': dict(n=self.n, **vars(self.aug))}
+
+    def pixels(self, src):
+        if not isinstance(src, View): return self.pipeline.pixels(src)
+        img = open_image(src.image, self.pipeline.max_pixels, 2*self.size)   # `aug` may cut off a part
+        return self.pipeline.pixels(self.aug(img, src.mirror, random.Random(f'{Path(src).name} {src.n}')))
+
+def _with_views(dls, n, aug):
+    "Pipeline and pictures of features, with `n` views of each training picture"
+    caps = dls.captions
+    images = list(caps.image.unique())
+    if n == 1: return dls.pipeline,images
+    if n < 1: raise ValueError(f'views={n}: expected 1 or more')
+    if aug is None: raise ValueError(f'views={n}: these DataLoaders have no augmentation to make them with; pass aug=True where they are made')
+    sided = {i for i,c in zip(caps.image, caps.caption) if says_side(c.split())}
+    more = [View(i, v, i not in sided) for v in range(1, n) for i in caps.image[caps.split == 'train'].unique()]
+    return _Views(dls.pipeline, aug, n),images + more
+
 @patch
 def cache_features(self:CaptionDataLoaders,
     encoder, # an `Encoder`, or a learner or model that has one
     fname=None, # by default `features` in the folder of the learner
     bs:int=64, num_workers:int=None, # pictures at once, processes that open them, by default as the DataLoaders have them
-    rebuild:bool=False # replace a file of other features?
+    rebuild:bool=False, # replace a file of other features?
+    views:int=1 # of each training picture, which an epoch has one of: as it is, and others as `aug` makes them
 )->CaptionDataLoaders:
     "The same data with features in place of pictures, made if they are not there (see `build_features`); a learner goes back to pictures to train its encoder"
     encoder = getattr(getattr(encoder, 'model', encoder), 'encoder', encoder)
-    images = list(self.captions.image.unique())
-    return self.with_features(build_features(encoder, self.pipeline, images, fname or Path(self.path)/'features', bs,
+    pipeline,images = _with_views(self, views, self.load.aug)
+    return self.with_features(build_features(encoder, pipeline, images, fname or Path(self.path)/'features', bs,
                                              self.num_workers if num_workers is None else num_workers, rebuild))
 
 @patch
@@ -189,5 +214,6 @@ def open_features(self:CaptionDataLoaders,
     fname # what `cache_features` wrote
 )->CaptionDataLoaders:
     "The same data with features that are there, without the encoder that made them; ValueError if they are of other pictures"
-    images = list(self.captions.image.unique())
-    return self.with_features(FeatureCache(fname, images, _data_key(self.pipeline, images)))
+    of = _read_header(fname)[0]['pipeline'].get('views', dict(n=1))
+    pipeline,images = _with_views(self, of.pop('n'), Augment(**of))
+    return self.with_features(FeatureCache(fname, images, _data_key(pipeline, images)))

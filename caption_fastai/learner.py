@@ -246,7 +246,7 @@ def _n_frozen(stage): return -1 if stage.freeze is True else int(stage.freeze)  
 
 class CaptionLearner(Learner):
     "A fastai `Learner` of a `CaptionModel`"
-    first_epoch,stages,train_vectors = 0,None,True
+    first_epoch,stages,views,train_vectors = 0,None,1,True
     def _do_fit(self):
         keep_freed_memory()
         self.choose_input()
@@ -301,11 +301,12 @@ class CaptionLearner(Learner):
 
     def cache_features(self,
         fname=None, # by default `features` in the learner's folder
+        views:int=None, # of each training picture; by default, if there is augmentation, those of the recipe
         **kwargs # see `CaptionDataLoaders.cache_features`
     ):
         "Train on features of the frozen encoder, made once; with the encoder unfrozen, on pictures again"
         self.freeze()
-        self.dls = self.dls.cache_features(self, fname or Path(self.path)/'features', **kwargs)
+        self.dls = self.dls.cache_features(self, fname or Path(self.path)/'features', views=views or (self.views if self.dls.load.aug else 1), **kwargs)
 
     def add_encoder(self,
         weights:str='DEFAULT' # as for `Encoder`
@@ -501,12 +502,12 @@ def _with_recipe(f):
     def inner(*args, recipe=None, **kwargs):
         if recipe is None: return f(*args, **kwargs)
         r = recipe_learner(recipe)
-        stages = r.pop('stages')
+        stages,views = r.pop('stages'),r.pop('views', 1)
         given = {**dict(zip(of_training, args)), **kwargs}
         if hasattr(given.get('arch'), 'data_args'): r = {k: v for k,v in r.items() if k in of_training}   # the model is the captioner's
         if 'system' in given: r = _fitting(r, given['system'], of_training)
         learn = f(*args, **{k: v for k,v in r.items() if k not in given}, **kwargs)
-        learn.stages = stages
+        learn.stages,learn.views = stages,views
         return learn
     return inner
 

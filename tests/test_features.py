@@ -4,6 +4,8 @@ import os, shutil
 import pytest, torch
 from filelock import FileLock
 
+import caption_fastai.features as features_module
+from caption_fastai.data import View
 from caption_fastai.encoder import Encoder
 from caption_fastai.features import FeatureCache, build_features, feature_key
 from caption_fastai.images import ImagePipeline
@@ -156,3 +158,58 @@ def test_features_can_be_shown(cached):
     cached.dls.show_batch(max_n=2)
     cached.show_results(max_n=2)
     assert cached.dls.one_batch()[0].ndim == 3
+
+@pytest.fixture
+def with_views(scenes, tmp_path):
+    dls = load_dls(scenes, grouped=True, bs=8, aug=True, seed=1)
+    return dls, dls.cache_features(Encoder('shapes_cnn', 'SHAPES'), tmp_path/'features', views=3)
+
+def test_views(with_views, encoder):
+    "Of a training picture there are three views, of others one; the first is the picture itself, and the others are not"
+    dls,cached = with_views
+    features = cached.features
+    train,valid = (next(iter(dls.refs(s))) for s in ('train', 'valid'))
+    with torch.no_grad(): true = encoder(torch.stack([dls.pipeline(i) for i in (train, valid)]))
+    assert (features(train) - true[0]).abs().max() < 0.01 and (features(valid) - true[1]).abs().max() < 0.01
+    assert len({tuple(features(v).flatten().tolist()) for v in [train, View(train, 1), View(train, 2)]}) == 3
+    fails(ValueError, lambda: features(View(valid, 1)), f'{valid}, view 1', 'no features')
+
+def test_an_epoch_has_one_view_of_a_picture(with_views):
+    "Another one in another epoch, the same in the same; validation has the picture itself"
+    _,cached = with_views
+    def epoch(n):
+        cached.train.epoch = n
+        return torch.stack([cached.train.create_item(i)[0] for i in range(20)])
+    one,two = epoch(0),epoch(1)
+    assert 3 < sum(not torch.equal(a, b) for a,b in zip(one, two)) < 20 and torch.equal(one, epoch(0))
+    for item in cached.valid_ds.items[:3]: assert torch.equal(cached.load(item, split_idx=1), cached.features(item.image))
+
+def test_views_are_made_again_alike(scenes, with_views, tmp_path, monkeypatch):
+    "Views do not depend on when and with which others they are made: what was broken off goes on; and they open again without augmentation"
+    dls,cached = with_views
+    def cut(*args, n=[0], **kwargs):
+        n[0] += 1
+        if n[0] == len(dls.captions.image.unique()) + 20: raise KeyboardInterrupt
+        return pixels(*args, **kwargs)
+    pixels = features_module._Views.pixels
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(features_module._Views, 'pixels', cut)
+        dls.cache_features(Encoder('shapes_cnn', 'SHAPES'), tmp_path/'again', views=3, bs=4)
+    again = dls.cache_features(Encoder('shapes_cnn', 'SHAPES'), tmp_path/'again', views=3, bs=4)
+    views = [View(i, n) for i in dls.refs('train') for n in (1, 2)]
+    assert all((cached.features(v) - again.features(v)).abs().max() < 0.01 for v in views)
+    assert load_dls(scenes, grouped=True).open_features(tmp_path/'again').features.n_views == 3
+
+def test_views_that_cannot_be_made(scenes, with_views, tmp_path):
+    plain,encoder = load_dls(scenes, grouped=True),Encoder('shapes_cnn', 'SHAPES')
+    fails(ValueError, lambda: plain.cache_features(encoder, tmp_path/'f', views=2), 'views=2', 'aug=True')
+    fails(ValueError, lambda: plain.cache_features(encoder, tmp_path/'f', views=0), 'views=0', '1 or more')
+    fails(ValueError, lambda: plain.cache_features(encoder, tmp_path/'features'), tmp_path/'features', 'rebuild')
+    fails(ValueError, lambda: with_views[0].cache_features(encoder, tmp_path/'features', views=2), tmp_path/'features', 'rebuild')
+
+def test_views_of_a_recipe(scenes, tmp_path):
+    "A recipe's number of views is taken where there is augmentation to make them with"
+    for aug,n in ((True, 4), (None, 1)):
+        learn = tiny_learner(load_dls(scenes, grouped=True, bs=8, aug=aug), path=tmp_path/str(n), recipe='flickr8k')
+        learn.cache_features()
+        assert learn.dls.features.n_views == n
