@@ -16,7 +16,7 @@ from fastcore.imports import IN_NOTEBOOK
 from fastprogress import progress_bar
 from filelock import FileLock, Timeout
 
-from .data import Augment, CaptionDataLoaders, View, says_side
+from .data import CaptionDataLoaders, View, says_side
 from .encoder import Encoder
 from .images import ImagePipeline, open_image, picture_batches
 
@@ -184,16 +184,11 @@ class _Views:
         img = open_image(src.image, self.pipeline.max_pixels, 2*self.size)   # `aug` may cut off a part
         return self.pipeline.pixels(self.aug(img, src.mirror, random.Random(f'{Path(src).name} {src.n}')))
 
-def _with_views(dls, n, aug):
-    "Pipeline and pictures of features, with `n` views of each training picture"
-    caps = dls.captions
-    images = list(caps.image.unique())
-    if n == 1: return dls.pipeline,images
-    if n < 1: raise ValueError(f'views={n}: expected 1 or more')
-    if aug is None: raise ValueError(f'views={n}: these DataLoaders have no augmentation to make them with; pass aug=True where they are made')
-    sided = {i for i,c in zip(caps.image, caps.caption) if says_side(c.split())}
-    more = [View(i, v, i not in sided) for v in range(1, n) for i in caps.image[caps.split == 'train'].unique()]
-    return _Views(dls.pipeline, aug, n),images + more
+def _pictures(captions, n_views=1):
+    "All pictures, and further views of those to train on"
+    if n_views < 1: raise ValueError(f'views={n_views}: expected 1 or more')
+    sided = {i for i,c in zip(captions.image, captions.caption) if says_side(c.split())} if n_views > 1 else ()
+    return [*captions.image.unique(), *(View(i, n, i not in sided) for n in range(1, n_views) for i in captions.image[captions.split == 'train'].unique())]
 
 @patch
 def cache_features(self:CaptionDataLoaders,
@@ -205,7 +200,10 @@ def cache_features(self:CaptionDataLoaders,
 )->CaptionDataLoaders:
     "The same data with features in place of pictures, made if they are not there (see `build_features`); a learner goes back to pictures to train its encoder"
     encoder = getattr(getattr(encoder, 'model', encoder), 'encoder', encoder)
-    pipeline,images = _with_views(self, views, self.load.aug)
+    pipeline,images = self.pipeline,_pictures(self.captions, views)
+    if views > 1:
+        if self.load.aug is None: raise ValueError(f'views={views}: these DataLoaders have no augmentation to make them with; pass aug=True where they are made')
+        pipeline = _Views(pipeline, self.load.aug, views)
     return self.with_features(build_features(encoder, pipeline, images, fname or Path(self.path)/'features', bs,
                                              self.num_workers if num_workers is None else num_workers, rebuild))
 
@@ -214,6 +212,8 @@ def open_features(self:CaptionDataLoaders,
     fname # what `cache_features` wrote
 )->CaptionDataLoaders:
     "The same data with features that are there, without the encoder that made them; ValueError if they are of other pictures"
-    of = _read_header(fname)[0]['pipeline'].get('views', dict(n=1))
-    pipeline,images = _with_views(self, of.pop('n'), Augment(**of))
-    return self.with_features(FeatureCache(fname, images, _data_key(pipeline, images)))
+    views = _read_header(fname)[0]['pipeline'].get('views', {})
+    images = _pictures(self.captions, views.get('n', 1))
+    key = _data_key(self.pipeline, images)
+    if views: key['pipeline']['views'] = views
+    return self.with_features(FeatureCache(fname, images, key))
