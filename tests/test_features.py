@@ -1,5 +1,5 @@
 "Features of a frozen encoder on disk: the right ones, or an error"
-import os, shutil
+import itertools, os, shutil
 
 import pytest, torch
 from filelock import FileLock
@@ -187,11 +187,10 @@ def test_an_epoch_has_one_view_of_a_picture(with_views):
 def test_views_are_made_again_alike(scenes, with_views, tmp_path, monkeypatch):
     "Views do not depend on when and with which others they are made: what was broken off goes on; and they open again without augmentation"
     dls,cached = with_views
-    def cut(*args, n=[0], **kwargs):
-        n[0] += 1
-        if n[0] == len(dls.captions.image.unique()) + 20: raise KeyboardInterrupt
-        return pixels(*args, **kwargs)
-    pixels = features_module._Views.pixels
+    pixels,opened = features_module._Views.pixels,itertools.count()
+    def cut(*args):
+        if next(opened) == len(dls.captions.image.unique()) + 20: raise KeyboardInterrupt
+        return pixels(*args)
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(features_module._Views, 'pixels', cut)
         dls.cache_features(Encoder('shapes_cnn', 'SHAPES'), tmp_path/'again', views=3, bs=4)
