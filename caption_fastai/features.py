@@ -16,7 +16,7 @@ from fastcore.imports import IN_NOTEBOOK
 from fastprogress import progress_bar
 from filelock import FileLock, Timeout
 
-from .data import CaptionDataLoaders, View, says_side
+from .data import CaptionDataLoaders, PictureView, says_side
 from .encoder import Encoder
 from .images import ImagePipeline, open_image, picture_batches
 
@@ -69,7 +69,7 @@ class FeatureCache:
     "Features of pictures in a file: 16-bit floats, mapped into memory, so that what is read costs no memory of its own"
     def __init__(self,
         fname, # what `build_features` wrote
-        images:list, # the same pictures, and a `View` for each further view of one
+        images:list, # the same pictures, and a `PictureView` for each further view of one
         key:dict=None # from `feature_key` or a part of it; None takes the features as they are
     ):
         "ValueError if the file is damaged, cut short, or has features of something else"
@@ -86,7 +86,7 @@ class FeatureCache:
     def __repr__(self): return f'{self.fname.name}: features {tuple(self.shape[1:])} of {len(self)} pictures by {self.key["arch"]}'
 
     def __call__(self,
-        image # path of a picture, or a `View`
+        image # path of a picture, or a `PictureView`
     )->torch.Tensor: # (L,D) or (D,), float16
         "Features of a picture; ValueError if there are none"
         if self._map is None: self._map = np.memmap(self.fname, np.float16, 'r', _HEADER, tuple(self.shape))
@@ -173,14 +173,14 @@ def _progress(batches, n):
 
 # %% ../nbs/05_features.ipynb #cell-023
 class _Views:
-    "An image pipeline that takes a `View`, too"
+    "An image pipeline that takes a `PictureView`, too"
     def __init__(self, pipeline, aug, n):
         self.pipeline,self.aug,self.n,self.size,self.normalize = pipeline,aug,n,pipeline.size,pipeline.normalize
 
     def to_dict(self): return {**self.pipeline.to_dict(), 'views': dict(n=self.n, **vars(self.aug))}
 
     def pixels(self, src):
-        if not isinstance(src, View): return self.pipeline.pixels(src)
+        if not isinstance(src, PictureView): return self.pipeline.pixels(src)
         img = open_image(src.image, self.pipeline.max_pixels, 2*self.size)   # `aug` may cut off a part
         return self.pipeline.pixels(self.aug(img, src.mirror, random.Random(f'{Path(src).name} {src.n}')))
 
@@ -188,7 +188,7 @@ def _pictures(captions, n_views=1):
     "All pictures, and further views of those to train on"
     if n_views < 1: raise ValueError(f'views={n_views}: expected 1 or more')
     sided = {i for i,c in zip(captions.image, captions.caption) if says_side(c.split())} if n_views > 1 else ()
-    return [*captions.image.unique(), *(View(i, n, i not in sided) for n in range(1, n_views) for i in captions.image[captions.split == 'train'].unique())]
+    return [*captions.image.unique(), *(PictureView(i, n, i not in sided) for n in range(1, n_views) for i in captions.image[captions.split == 'train'].unique())]
 
 @patch
 def cache_features(self:CaptionDataLoaders,

@@ -5,7 +5,7 @@ import pytest, torch
 from filelock import FileLock
 
 import caption_fastai.features as features_module
-from caption_fastai.data import View
+from caption_fastai.data import PictureView
 from caption_fastai.encoder import Encoder
 from caption_fastai.features import FeatureCache, build_features, feature_key
 from caption_fastai.images import ImagePipeline
@@ -171,8 +171,8 @@ def test_views(with_views, encoder):
     train,valid = (next(iter(dls.refs(s))) for s in ('train', 'valid'))
     with torch.no_grad(): true = encoder(torch.stack([dls.pipeline(i) for i in (train, valid)]))
     assert (features(train) - true[0]).abs().max() < 0.01 and (features(valid) - true[1]).abs().max() < 0.01
-    assert len({tuple(features(v).flatten().tolist()) for v in [train, View(train, 1), View(train, 2)]}) == 3
-    fails(ValueError, lambda: features(View(valid, 1)), f'{valid}, view 1', 'no features')
+    assert len({tuple(features(v).flatten().tolist()) for v in [train, PictureView(train, 1), PictureView(train, 2)]}) == 3
+    fails(ValueError, lambda: features(PictureView(valid, 1)), f'{valid}, view 1', 'no features')
 
 def test_an_epoch_has_one_view_of_a_picture(with_views):
     "Another one in another epoch, the same in the same; validation has the picture itself"
@@ -195,7 +195,7 @@ def test_views_are_made_again_alike(scenes, with_views, tmp_path, monkeypatch):
         m.setattr(features_module._Views, 'pixels', cut)
         dls.cache_features(Encoder('shapes_cnn', 'SHAPES'), tmp_path/'again', views=3, bs=4)
     again = dls.cache_features(Encoder('shapes_cnn', 'SHAPES'), tmp_path/'again', views=3, bs=4)
-    views = [View(i, n) for i in dls.refs('train') for n in (1, 2)]
+    views = [PictureView(i, n) for i in dls.refs('train') for n in (1, 2)]
     assert all((cached.features(v) - again.features(v)).abs().max() < 0.01 for v in views)
     assert load_dls(scenes, grouped=True).open_features(tmp_path/'again').features.n_views == 3
 
