@@ -237,16 +237,16 @@ def test_seed_gives_the_same_training_twice(run, tmp_path):
 
 def test_interrupted_training_is_resumed(run, tmp_path, monkeypatch, capsys):
     "Interrupted after the first stage, with features from a file, the command says so in a line, and goes on with --resume"
-    argv = [{str(run[0]): str(tmp_path), '--no-grouped': '--grouped'}.get(o, o) for o in run[3]] + ['--cache_features']
+    argv = [{str(run[0]): str(tmp_path), '--no-grouped': '--grouped'}.get(o, o) for o in run[3]] + ['--cache_features', '--views', '2']
     def stop(self): raise KeyboardInterrupt
     with monkeypatch.context() as m:
         m.setattr(app._Report, 'after_fit', stop)
         command_fails(caption_train, argv, 'interrupted', '--resume')
     out = capsys.readouterr().out
-    assert 'features (36, 162) of 42 pictures' in out and (tmp_path/'features').stat().st_size == 4096 + 42*36*162*2
+    assert 'features (36, 162) of 72 pictures' in out and (tmp_path/'features').stat().st_size == 4096 + 72*36*162*2   # 42, and the 30 to train on again
     caption_train([*argv, '--resume'])
     out = capsys.readouterr().out
-    assert 'after stage 2' in out and 'of 42 pictures' not in out
+    assert 'after stage 2' in out and 'of 72 pictures' not in out
     rows = list(csv.DictReader((tmp_path/'history.csv').open()))
     assert [(r['stage'], r['batches']) for r in rows] == [('1', '2'), ('2', '6')]   # 30 pictures by 16, then by 8
     command_fails(caption_train, [*argv, '--resume', '--lr', '1e-3'], 'progress_', 'other stages')
