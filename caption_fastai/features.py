@@ -184,7 +184,7 @@ class _Views:
         img = open_image(src.image, self.pipeline.max_pixels, 2*self.size)   # `aug` may cut off a part
         return self.pipeline.pixels(self.aug(img, src.mirror, random.Random(f'{Path(src).name} {src.n}')))
 
-def _pictures(captions, n_views=1):
+def _pictures(captions, n_views):
     "All pictures, and further views of those to train on"
     if n_views < 1: raise ValueError(f'views={n_views}: expected 1 or more')
     sided = {i for i,c in zip(captions.image, captions.caption) if says_side(c.split())} if n_views > 1 else ()

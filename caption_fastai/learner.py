@@ -306,7 +306,7 @@ class CaptionLearner(Learner):
     ):
         "Train on features of the frozen encoder, made once; with the encoder unfrozen, on pictures again"
         self.freeze()
-        self.dls = self.dls.cache_features(self, fname or Path(self.path)/'features', views=views or (self.views if self.dls.load.aug else 1), **kwargs)
+        self.dls = self.dls.cache_features(self, fname or Path(self.path)/'features', views=views if views is not None else self.views if self.dls.load.aug else 1, **kwargs)
 
     def add_encoder(self,
         weights:str='DEFAULT' # as for `Encoder`

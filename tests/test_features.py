@@ -212,3 +212,4 @@ def test_views_of_a_recipe(scenes, tmp_path):
         learn = tiny_learner(load_dls(scenes, grouped=True, bs=8, aug=aug), path=tmp_path/str(n), recipe='flickr8k')
         learn.cache_features()
         assert learn.dls.features.n_views == n
+        fails(ValueError, lambda: learn.cache_features(views=0), 'views=0', '1 or more')
