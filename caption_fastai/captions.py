@@ -22,6 +22,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from .images import IMG_EXTS
+
 # %% ../nbs/01_captions.ipynb #cell-007
 SPLITS = 'train', 'valid', 'test'
 _split_names = dict(train='train', valid='valid', validation='valid', val='valid', dev='valid', test='test')
@@ -95,7 +97,6 @@ def _csv_rows(file, fault=_stop):
 
 # %% ../nbs/01_captions.ipynb #cell-020
 IMG_FOLDERS = 'Images', 'Flicker8k_Dataset', 'Flickr8k_Dataset'
-_img_exts = '.jpg', '.jpeg', '.png', '.gif', '.bmp', '.webp', '.tif', '.tiff'
 
 def _subfolders(folder): return [e.path for e in os.scandir(folder) if e.is_dir() and not e.name.startswith('.')]
 
@@ -291,7 +292,7 @@ def _beside(paths, named):
     "Names of the pictures in the folders of `paths` that are not among `named`"
     known = {os.path.basename(str(n)) for n in named}
     return [n for d in sorted({os.path.dirname(p) for p in paths}) for n in sorted(os.listdir(d))
-            if n.lower().endswith(_img_exts) and n not in known]
+            if n.lower().endswith(IMG_EXTS) and n not in known]
 
 def read_flickr8k(
     path, # the folder of the data set, or its caption file
@@ -364,7 +365,7 @@ FLICKR8K_URLS = tuple(f'https://github.com/jbrownlee/Datasets/releases/download/
 
 def _counts(path):
     "How many pictures and how many captions of Flickr8k are in the folder `path`"
-    pics = [n for d in IMG_FOLDERS if (path/d).is_dir() for n in os.listdir(path/d) if n.lower().endswith(_img_exts)]
+    pics = [n for d in IMG_FOLDERS if (path/d).is_dir() for n in os.listdir(path/d) if n.lower().endswith(IMG_EXTS)]
     texts = [path/d/'Flickr8k.token.txt' for d in ('', 'Flickr8k_text')]
     return len(pics),sum(bool(l.strip()) for f in texts if f.exists() for l in f.read_bytes().splitlines())
 
@@ -396,7 +397,7 @@ def _by_stem(folder):
     "A dict of stem to the names of the pictures in `folder` that have it"
     res = defaultdict(list)
     for n in sorted(os.listdir(folder)):
-        if n.lower().endswith(_img_exts) and not n.startswith('.'): res[Path(n).stem].append(n)
+        if n.lower().endswith(IMG_EXTS) and not n.startswith('.'): res[Path(n).stem].append(n)
     return res
 
 def _folder_rows(path, pics):

@@ -6,7 +6,7 @@
 __all__ = ['export_onnx', 'caption_export']
 
 # %% ../nbs/16_export.ipynb #cell-003
-import argparse, copy, json, math, re, sys, warnings
+import argparse, copy, json, math, re, warnings
 from pathlib import Path
 
 import numpy as np, torch
@@ -15,6 +15,7 @@ from torch import nn
 from . import caption_onnx
 from .captioner import Captioner
 from .decoder import State
+from .predict import one_line_errors
 from .text import JOINS, Vocab
 
 # %% ../nbs/16_export.ipynb #cell-006
@@ -105,6 +106,5 @@ def caption_export(
     p.add_argument('out', help='folder for the graphs')
     p.add_argument('--bits', help='of a weight in the files, 32 or 8', type=int, default=32)
     o = p.parse_args(argv)
-    try: out = export_onnx(Captioner.load(o.captioner, 'cpu'), o.out, o.bits)
-    except (ValueError, OSError, ImportError) as e: sys.exit('caption_export: ' + ' '.join(str(e).split()))
+    with one_line_errors('caption_export'): out = export_onnx(Captioner.load(o.captioner, 'cpu'), o.out, o.bits)
     print(*(f'{f}: {f.stat().st_size/1e6:.1f} MB' for f in sorted(out.iterdir())), sep='\n')

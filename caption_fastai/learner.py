@@ -296,7 +296,7 @@ class CaptionLearner(Learner):
         encoder = self.model.encoder
         frozen = not any(p.requires_grad for p in encoder.parameters())
         fits = isinstance(encoder, NoEncoder) or frozen and self.dls.features.fits(encoder)
-        if frozen and not fits: warn('the features are not those of this encoder (any more): pictures are used')
+        if frozen and not fits and self.dls.source is self.dls.features: warn('the features in use are not those of this encoder: pictures take their place')
         self.dls.use_features(fits)
 
     def cache_features(self,

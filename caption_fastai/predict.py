@@ -16,7 +16,7 @@ from torch import OutOfMemoryError
 from tqdm import tqdm
 
 from .captioner import Captioner
-from .captions import _img_exts
+from .images import IMG_EXTS
 
 # %% ../nbs/14f_predict.ipynb #cell-006
 @contextmanager
@@ -24,7 +24,7 @@ def one_line_errors(command, resume=None, lower='--beam_sz'): # `resume`: how to
     "Errors of the input as one line on standard error with exit status 1, warnings as one line each"
     show,warnings.showwarning = warnings.showwarning,lambda message, *args, **kwargs: print(f'{command}: {message}', file=sys.stderr)
     try: yield
-    except (ValueError, OSError) as e: sys.exit(f'{command}: ' + ' '.join(str(e).split('\n\t')[-1].split()))   # fastai puts a line of its own before
+    except (ValueError, OSError, ImportError) as e: sys.exit(f'{command}: ' + ' '.join(str(e).split('\n\t')[-1].split()))   # fastai puts a line of its own before
     except OutOfMemoryError: sys.exit(f'{command}: out of GPU memory: lower {lower}, or end what else is on the GPU')
     except KeyboardInterrupt: sys.exit(f"{command}: interrupted{f'; {resume}' if resume else ''}")
     finally: warnings.showwarning = show
@@ -35,7 +35,7 @@ def _pictures(
 )->list: # names of pictures, each once
     "All pictures that are meant; ValueError names a folder without any"
     def below(folder):   # links to folders are not followed, they may lead in a circle
-        files = (Path(d)/f for d,_,fs in os.walk(folder) for f in fs if f.lower().endswith(_img_exts))
+        files = (Path(d)/f for d,_,fs in os.walk(folder) for f in fs if f.lower().endswith(IMG_EXTS))
         if found := sorted(str(f) for f in files if not any(o.startswith('.') for o in f.relative_to(folder).parts)): return found
         raise ValueError(f'{folder}: there is no picture in this folder')
     def expand(n):
@@ -70,7 +70,7 @@ def _done(
         begins = dict(text=[f'{i}\t' for i in images], csv=[','.join(_HEADER) + '\n'], json=['{"image": "'])[form]
         try:
             rows = _READ[form](StringIO(whole))
-            ours = any(data.startswith(b) or b.startswith(data) for b in begins) or form == 'text' and rows and (rows[0][0].lower().endswith(_img_exts) or os.path.exists(rows[0][0]))
+            ours = any(data.startswith(b) or b.startswith(data) for b in begins) or form == 'text' and rows and (rows[0][0].lower().endswith(IMG_EXTS) or os.path.exists(rows[0][0]))
             if not ours: raise ValueError
             done = {os.path.abspath(name) for name,_ in rows[form == 'csv':]}
         except (ValueError, KeyError, TypeError, csv.Error): raise ValueError(f'{fname}: not what these options write, it cannot be gone on with; name another --out') from None

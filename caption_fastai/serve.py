@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'MAX_SCANS', 'Limits', 'Refused', 'open_upload', 'Batcher', 'caption_app', 'caption_serve']
 
 # %% ../nbs/15b_serve.ipynb #cell-003
-import argparse, asyncio, base64, hashlib, queue, re, socket, sys
+import argparse, asyncio, base64, hashlib, queue, re, socket
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,6 +20,7 @@ from PIL import Image
 from . import __version__
 from .captioner import Captioner
 from .images import _n_pixels
+from .predict import one_line_errors
 from .shapes import draw_scene, make_scene
 
 # %% ../nbs/15b_serve.ipynb #cell-008
@@ -314,12 +315,11 @@ def caption_serve(
     helps = docments(Limits)
     for f in fields(Limits): p.add_argument(f'--{f.name}', help=helps.get(f.name), type=f.type, default=f.default)
     o = p.parse_args(argv)
-    try:
+    with one_line_errors('caption_serve'):
         uvicorn = _extra()
         app = caption_app(Captioner.load(o.captioner), limits := Limits(**{f.name: getattr(o, f.name) for f in fields(Limits)}))
         if not 0 <= o.port < 2**16: raise ValueError(f'--port {o.port}: expected 0 to 65535')
         sock = socket.create_server((o.host, o.port), family=socket.AF_INET6 if ':' in o.host else socket.AF_INET)
-    except (ImportError, ValueError, OSError) as e: sys.exit(f"caption_serve: {' '.join(str(e).split())}")
     print(f"caption_serve: http://{f'[{o.host}]' if ':' in o.host else o.host}:{sock.getsockname()[1]} (Ctrl+C ends it)", flush=True)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(uvicorn.Config(app, http=_protocol(limits.upload_timeout), ws='none', log_level='warning', access_log=False,
