@@ -76,6 +76,11 @@ def _sum_of(file):
 def _data_sum(dls):   # of the words, and of the training pictures with their captions
     return _check_sum(repr((dls.vocab.itos, [(Path(o.image).name, o.ids) for o in dls.train_ds.items])).encode())
 
+def _settings(learn):   # what else a training has from beginning to end, by the argument's name
+    load = learn.dls.load
+    model = {k: v for k,v in learn.model.config.items() if k not in ('weights', 'pretrained')}   # a checkpoint brings its own
+    return {**model, **learn.settings, 'resize': load.pipeline.resize, 'size': load.pipeline.size, 'aug': load.aug is not None, 'pixels of aug': load.of_aug.size}
+
 class SeedBatches(Callback):
     "Random numbers of a training batch from (seed, epoch, batch) alone"
     order = -8   # before `SelfCritical` draws captions
@@ -154,6 +159,10 @@ class SaveProgress(Callback):
         if d['stages'][:d['at']+1] != self.stages[:d['at']+1]:
             raise ValueError(f"{f}: was begun with other stages ({'; '.join(d['stages'])}), go on with those or without resume")
         if d['data'] != self.data: raise ValueError(f'{f}: was begun with other captions or other words, go on with those or without resume')
+        mine = _settings(learn)
+        theirs = d.get('settings', mine)
+        if other := [f"{k}={theirs.get(k, 'default')}, not {mine.get(k, 'default')}" for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]:
+            raise ValueError(f"{f}: was begun with {', '.join(other)}; go on with that or without resume")
         theirs,mine = ({(k, v.shape) for k,v in state.items()} for state in (d['model'], learn.model.state_dict()))
         if other := sorted(theirs ^ mine): raise ValueError(f'{f}: was begun with another model ({other[0][0]} is not the same), go on with that or without resume')
         return d
@@ -218,7 +227,7 @@ class SaveProgress(Callback):
         h = {k: getattr(self.history, k) for k in self._keys}
         trackers = {key: {k: getattr(cb, k) for k in ('best', 'wait') if hasattr(cb, k)} for key,cb in self._trackers}
         smooth = self.recorder.smooth_loss
-        d = dict(stages=self.stages, data=self.data, at=self.at, epoch=epoch, batch=batch, model=self.model.state_dict(), opt=self.opt.state_dict(),
+        d = dict(stages=self.stages, data=self.data, settings=_settings(self.learn), at=self.at, epoch=epoch, batch=batch, model=self.model.state_dict(), opt=self.opt.state_dict(),
                  n_done=self.dls.train.epoch if batch else self.count_epochs.n_done, pct_train=self.pct_train, train_iter=self.train_iter,
                  seeds=[dl.seed for dl in self.dls.loaders], smooth_loss=(smooth.count, smooth.val), trackers=trackers,
                  history={**h, 'losses': [float(l) for l in h['losses']]}, best_sum=self.best and self.best.sum)
@@ -246,7 +255,7 @@ def _n_frozen(stage): return -1 if stage.freeze is True else int(stage.freeze)  
 
 class CaptionLearner(Learner):
     "A fastai `Learner` of a `CaptionModel`"
-    first_epoch,stages,views,train_vectors = 0,None,1,True
+    first_epoch,stages,views,train_vectors,settings = 0,None,1,True,{}
     def _do_fit(self):
         keep_freed_memory()
         self.choose_input()
@@ -547,5 +556,8 @@ def caption_learner(
     learn = CaptionLearner(dls, model, loss_func=CaptionLoss(label_smoothing), opt_func=OPTS.get(opt_func, opt_func), splitter=caption_splitter, metrics=metrics,
                            cbs=own + L(cbs), lr=lr, wd=wd, path=path, model_dir=model_dir, train_bn=False)
     learn.train_vectors = train_vectors
+    learn.settings = dict(lambda_attn=lambda_attn, label_smoothing=label_smoothing, clip=clip, wd=wd, train_vectors=train_vectors)
+    for k,v in dict(pr_force=pr_force, opt_func=opt_func).items():
+        if isinstance(v, (int, float, str)): learn.settings[k] = v   # functions cannot be compared
     learn.freeze() if weights is not None else learn.unfreeze()
     return learn

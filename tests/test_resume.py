@@ -31,7 +31,7 @@ def ctrl_c(): os.kill(os.getpid(), signal.SIGINT)
 def run(scenes, path, stages=STAGES, cbs=(), resume=False, save_minutes=10., cache=False, bars=False, find=False, **kw):
     "Train with all that is random: order, augmentation, dropout, scheduled sampling; with `cache` the first stage on features"
     set_seed(3)
-    learn = tiny_learner(load_dls(scenes, grouped=True, aug=Augment()), path=path, p=0.5, pr_force=0.8, metrics=[BleuMetric()], history=path/'history.csv', **kw)
+    learn = tiny_learner(load_dls(scenes, grouped=True, aug=Augment()), path=path, metrics=[BleuMetric()], history=path/'history.csv', **{**dict(p=0.5, pr_force=0.8), **kw})
     if resume: set_seed(7)   # nothing may depend on what was drawn before
     if cache: learn.cache_features(bs=4)
     with nullcontext() if bars else learn.no_bar(), nullcontext() if bars else learn.no_logging():
@@ -103,11 +103,13 @@ def test_callbacks_that_keep_a_score(scenes, tmp_path):
     assert cb.best == first > second
 
 def test_resumed_with_something_else(scenes, whole, tmp_path):
-    "Other captions, and a model of another size, are refused; the same ones go on afterwards"
+    "Other captions, a model of another size, another optimiser or augmentation are refused, by their names; the same ones go on afterwards"
     with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, cbs=[At(7, stop)])
     others = write_shapes(tmp_path/'others', n_train=40, n_valid=8, n_test=4, seed=9)
     fails(ValueError, lambda: run(others, tmp_path, resume=True), tmp_path/'models', 'other captions', 'without resume')
-    fails(ValueError, lambda: run(scenes, tmp_path, resume=True, n_hid=20), tmp_path/'models', 'another model (decoder.attention.query.weight', 'without resume')
+    for given in dict(n_hid=20), dict(p=0.4), dict(label_smoothing=0.2), dict(opt_func='adam'), dict(wd=0.5), dict(pr_force=0.5):
+        (name,value), = given.items()
+        fails(ValueError, lambda: run(scenes, tmp_path, resume=True, **given), tmp_path/'models', f'{name}=', f'not {value}', 'without resume')
     same(result(run(scenes, tmp_path, resume=True)), result(whole))
 
 def test_two_trainings_in_one_folder(scenes, whole, tmp_path):
