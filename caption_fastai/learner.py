@@ -174,6 +174,7 @@ class SaveProgress(Callback):
 
     def _restore(self, d):
         self.model.load_state_dict(d['model']); self.opt.load_state_dict(d['opt'])
+        if d.get('scaler') and self._scaler: self._scaler.load_state_dict(d['scaler'])
         for k,v in d['history'].items(): setattr(self.history, k, v)
         self.history.new = False
         self.count_epochs.n_done,self.learn.train_iter = d['n_done'],d['train_iter']
@@ -185,6 +186,8 @@ class SaveProgress(Callback):
             self.best.sum = d['best_sum']
             self.best.check()
 
+    @property
+    def _scaler(self): return getattr(self.learn, 'scaler', None)   # of `MixedPrecision`
     @property
     def _trackers(self): return [((cb.name, cb.monitor, getattr(cb, 'fname', None)), cb) for cb in self.learn.cbs if isinstance(cb, TrackerCallback)]
 
@@ -227,7 +230,7 @@ class SaveProgress(Callback):
         h = {k: getattr(self.history, k) for k in self._keys}
         trackers = {key: {k: getattr(cb, k) for k in ('best', 'wait') if hasattr(cb, k)} for key,cb in self._trackers}
         smooth = self.recorder.smooth_loss
-        d = dict(stages=self.stages, data=self.data, settings=_settings(self.learn), at=self.at, epoch=epoch, batch=batch, model=self.model.state_dict(), opt=self.opt.state_dict(),
+        d = dict(stages=self.stages, data=self.data, scaler=self._scaler and self._scaler.state_dict(), settings=_settings(self.learn), at=self.at, epoch=epoch, batch=batch, model=self.model.state_dict(), opt=self.opt.state_dict(),
                  n_done=self.dls.train.epoch if batch else self.count_epochs.n_done, pct_train=self.pct_train, train_iter=self.train_iter,
                  seeds=[dl.seed for dl in self.dls.loaders], smooth_loss=(smooth.count, smooth.val), trackers=trackers,
                  history={**h, 'losses': [float(l) for l in h['losses']]}, best_sum=self.best and self.best.sum)

@@ -5,8 +5,10 @@ from itertools import count
 
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.torch_core import set_seed
+from torch.amp import GradScaler
 
 from caption_fastai import features, learner
 from caption_fastai.callbacks import BleuMetric
@@ -101,6 +103,20 @@ def test_callbacks_that_keep_a_score(scenes, tmp_path):
     learn = run(scenes, tmp_path, STAGES[:1], cbs=[cb := worst()], resume=True)
     first,second = (r['valid_loss'] for r in learn.history.rows)
     assert cb.best == first > second
+
+class Scaled(MixedPrecision):
+    "Gradients scaled as on a GPU, by a scale that doubles every three batches"
+    def before_fit(self):
+        super().before_fit()
+        self.learn.scaler,self.seen = GradScaler('cpu', init_scale=8., growth_interval=3),[]
+    def after_batch(self):
+        if self.training: self.seen.append(self.learn.scaler.get_scale())
+
+def test_scale_of_mixed_precision(scenes, tmp_path):
+    "It goes on from where it was, too"
+    with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, STAGES[:1], cbs=[Scaled(), At(7, stop)], save_minutes=0)
+    run(scenes, tmp_path, STAGES[:1], cbs=[cb := Scaled()], resume=True)
+    assert cb.seen == [32., 32., 64., 64.]   # 8, 8, 16, 16, 16, 32 before
 
 def test_resumed_with_something_else(scenes, whole, tmp_path):
     "Other captions, a model of another size, another optimiser or augmentation are refused, by their names; the same ones go on afterwards"
