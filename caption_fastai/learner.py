@@ -215,15 +215,26 @@ class SaveProgress(Callback):
 
     def after_step(self): self.stepped = True   # not where gradients are being accumulated
     def after_batch(self):
-        if not self.stepped or not (self.stop or time.monotonic() - self.saved >= 60*self.minutes): return
+        if not self.stepped or not self.training and self.share[1] > 1: return   # one process may have more validation batches than another
+        self._agree()
+        if not (self.stop or time.monotonic() - self.saved >= 60*self.minutes): return
         self._check_weights()
         self._save(self.epoch, self.iter + 1 if self.training else len(self.dls.train))
 
-    def after_epoch(self): self._save(self.epoch + 1)
+    def after_epoch(self):
+        self._agree()
+        self._save(self.epoch + 1)
+
+    def _agree(self):
+        "Where one of several processes is asked to stop, all stop at the same batch"
+        if self.share[1] < 2: return
+        torch.distributed.all_reduce(asked := torch.tensor(float(self.stop), device=self.dls.device), torch.distributed.ReduceOp.MAX)
+        self.stop = asked.item() > 0
 
     def _save(self, epoch, batch=0):
         if not rank_distrib(): self._write_all(epoch, batch)
         self.saved = time.monotonic()
+        if self.stop and self.share[1] > 1: torch.distributed.barrier()   # a launcher may end the first process as soon as another one ends
         if self.stop: raise KeyboardInterrupt(f'saved in {self.folder} after batch {batch} of epoch {epoch}; fit_stages(..., resume=True) goes on from there')
 
     def _write_all(self, epoch, batch):

@@ -1,5 +1,5 @@
 "Training in two processes is training in one with twice the batch"
-import builtins, os, signal, socket, subprocess, sys, time
+import builtins, io, os, signal, socket, subprocess, sys, time
 from importlib import import_module
 from pathlib import Path
 
@@ -101,6 +101,15 @@ def test_killed(scenes, two, tmp_path):
     close(again[1], two[1], 0)
     assert again[2].equals(two[2]) and again[3] == two[3]
     fails(ValueError, lambda: fit(scenes, tmp_path, bs=8, resume=True), 'other stages', 'in 2 processes')
+
+def ctrl_c(): os.kill(os.getpid(), signal.SIGINT)
+
+def test_ctrl_c(scenes, two, tmp_path):
+    "Asked of the second process alone, both stop after this batch, and the first one saves; resumed, they end with the same weights"
+    with pytest.raises(FileNotFoundError): fit_in_two(scenes, tmp_path, bs=8, cbs=[At(4, ctrl_c)])   # there is no result
+    last = torch.load(io.BytesIO(max((tmp_path/'models').glob('progress_*.pth')).read_bytes()[16:]), weights_only=False)
+    assert (last['at'], last['epoch'], last['batch']) == (1, 0, 1)
+    close(fit_in_two(scenes, tmp_path, bs=8, resume=True)[1], two[1], 0)
 
 def test_error(scenes, tmp_path):
     "An error of one process stops all and is told"
