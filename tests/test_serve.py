@@ -1,5 +1,6 @@
 "The web demo: what is not a good request gets one sentence, and the next good one works"
-import io, json, os, re, shutil, socket, struct, subprocess, threading, time, zlib
+import io, json, os, re, shutil, socket, struct, subprocess, sys, threading, time, zlib
+from pathlib import Path
 
 import pytest, torch
 from PIL import Image
@@ -322,8 +323,18 @@ def test_command(captioner, tmp_path, monkeypatch):
     assert 'there is no such file' in said(tmp_path/'nothing')
     assert 'max_bytes=-1' in said(tmp_path/'c', '--max_bytes', -1)
     with socket.create_server(('127.0.0.1', 0)) as s: assert 'in use' in said(tmp_path/'c', '--port', s.getsockname()[1])
-    monkeypatch.setitem(__import__('sys').modules, 'uvicorn', None)
+    monkeypatch.setitem(sys.modules, 'uvicorn', None)
     assert 'pip install "caption_fastai[serve]"' in said(tmp_path/'c')
+
+def test_what_the_container_has():
+    "The Dockerfile installs all that the demo imports"
+    root = Path(__file__).parents[1]
+    needs = next(l for l in (root/'settings.ini').read_text().splitlines() if l.startswith('requirements'))
+    absent = {re.match(r'\w+', o)[0] for o in needs.split()[2:]} - set((root/'Dockerfile').read_text().split()) | {'pandas', 'IPython'}
+    code = 'import sys, caption_fastai.serve; print(*sys.modules)'
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert 'fastai' in absent and not absent & set(run.stdout.split())
 
 HOOKS = """
 import schemathesis
