@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from caption_fastai.mistakes import CaptionInterpretation
 from caption_fastai.serve import caption_app
 from helpers import server
 
@@ -144,4 +145,30 @@ def test_answers_that_are_not_as_hoped(browser, url, photos):
     for message in 'The server answered with status 502.', 'The server did not answer; is it still running?':
         page.set_input_files('#file', photos[0])
         assert captions(page) == [] and page.locator('#error').text_content() == message
+    page.close()
+
+def test_gallery_by_keyboard(browser, trained, tmp_path):
+    "Arrows go from picture to picture and `/` to the word; what is typed filters, stands in the address and comes back with it"
+    interp = CaptionInterpretation.from_learner(trained)
+    page,said = browser.new_page(**DESKTOP),[]
+    page.on('console', lambda m: said.append(m.text)); page.on('pageerror', lambda e: said.append(str(e)))
+    page.goto(interp.gallery(tmp_path/'gallery.html').as_uri())
+    def shown(): return page.eval_on_selector_all('article:not([hidden]) img', 'imgs => imgs.map(i => i.title)')
+    def at(): return page.evaluate("document.activeElement.querySelector('img')?.title ?? document.activeElement.name")
+    names = shown()
+    assert len(names) == 20
+    for key,where in [('ArrowRight', names[0]), ('ArrowRight', names[1]), ('ArrowLeft', names[0]), ('ArrowLeft', names[0]), ('/', 'q')]:
+        page.keyboard.press(key)
+        assert at() == where
+    page.keyboard.type('red')
+    page.keyboard.press('ArrowLeft')   # moves in the word, not to a picture
+    assert at() == 'q' and page.locator('output').text_content() == f'{len(shown())} of 20 pictures' and 0 < len(shown()) < 20
+    for name in ('in', 'by', 'lo', 'hi', 'order', shown()[0]):
+        page.keyboard.press('Tab')
+        assert at() == name
+    page.keyboard.press('ArrowRight')
+    assert at() == shown()[1]   # past those that are filtered out
+    before = shown()
+    page.reload()
+    assert shown() == before and page.input_value('[name=q]') == 'red' and said == []
     page.close()
