@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from matplotlib.lines import Line2D
@@ -115,14 +116,9 @@ def plot_beams(
     return fig
 
 # %% ../nbs/14_interpret.ipynb #cell-009
-def _smooth(xs, beta=0.98):
-    "Exponential mean without a bias at the start"
-    out,m = [],0.
-    for i,x in enumerate(xs, 1): m = beta*m + (1 - beta)*x; out.append(m/(1 - beta**i))
-    return out
-
 def _draw_loss(ax, h, t):
-    ax.plot(_smooth(map(float, h.losses)), label='training, smoothed', color='tab:blue')
+    losses = pd.Series([float(l) for l in h.losses])
+    ax.plot(losses.ewm(alpha=0.02).mean().where(losses.notna()), label='training, smoothed', color='tab:blue')
     if (valid := t.valid_loss.astype(float)).notna().any(): ax.plot(t.batches, valid, 'o-', label='validation', color='tab:orange')
     ax.legend()
 

@@ -6,7 +6,7 @@
 __all__ = ['OPTS', 'History', 'SeedBatches', 'SaveBest', 'SaveProgress', 'CaptionLearner', 'fused_adam', 'caption_learner']
 
 # %% ../nbs/12_learner.ipynb #cell-004
-import inspect, io, os, shutil, signal, threading, time, zlib
+import inspect, io, math, os, shutil, signal, threading, time, zlib
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -29,7 +29,7 @@ from .text import read_vectors, vocab_vectors
 
 # %% ../nbs/12_learner.ipynb #cell-007
 class History(Callback):
-    "The epochs of all fits as rows (`rows`), and of each training batch the loss (`losses`), the decoder's rate (`lrs`) and the probability of teacher forcing (`prs`)"
+    "The epochs of all fits as rows (`rows`), and of each training batch the loss (`losses`, NaN where it is not that of true captions, see `SelfCritical`), the decoder's rate (`lrs`) and the probability of teacher forcing (`prs`)"
     order = 55
     def __init__(self, fname=None): self.fname,self.rows,self.losses,self.lrs,self.prs,self.stage = fname,[],[],[],[],0
     def before_fit(self):
@@ -40,7 +40,7 @@ class History(Callback):
         self.new,self.trains = False,True
     def after_batch(self):
         if not self.training: return
-        self.losses.append(self.loss.detach()); self.lrs.append(self.opt.hypers[-1]['lr']); self.prs.append(self.model.decoder.pr_force)
+        self.losses.append(self.loss.detach() + (math.nan if hasattr(self.learn, 'self_critical') else 0)); self.lrs.append(self.opt.hypers[-1]['lr']); self.prs.append(self.model.decoder.pr_force)
     def after_epoch(self):
         if not self.trains: return
         row = dict(zip(self.recorder.metric_names, self.recorder.log))

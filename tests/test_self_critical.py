@@ -1,10 +1,14 @@
 "Training on captions of its own"
+import math
+
+import matplotlib.pyplot as plt
 import pytest, torch
 from fastai.vision.all import set_seed
 
 from caption_fastai.callbacks import SelfCritical
 from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.decoder import draw_words
+from caption_fastai.interpret import *   # noqa: F401, for `plot_training`
 from caption_fastai.learner import caption_learner
 from caption_fastai.recipes import Stage
 from caption_fastai.text import Vocab
@@ -36,6 +40,9 @@ def test_as_a_stage(dls, tmp_path):
     with learn.no_bar(), learn.no_logging(): learn.fit_stages([Stage(2, 1e-2, freeze=True), Stage(1, slice(1e-5, 1e-3)), Stage(1, 1e-4, freeze=True, self_critical=True)])
     losses = [float(r['train_loss']) for r in learn.history.rows]
     assert [r['stage'] for r in learn.history.rows] == [1, 1, 2, 3] and losses[2] > 1 > abs(losses[3])
+    line = learn.plot_training().axes[0].lines[0].get_ydata()   # is not drawn with the others
+    assert [math.isnan(y) for y in line] == [False]*12 + [True]*4
+    plt.close('all')
 
 @pytest.mark.parametrize('system,kw', [('show_attend_tell', {}), ('merge', {}), ('show_attend_tell', dict(pr_force=0.5))], ids=str)
 def test_the_gradient_is_that_of_what_is_drawn(dls, tmp_path, system, kw):
