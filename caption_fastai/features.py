@@ -44,7 +44,9 @@ def feature_key(
     return {**_encoder_key(encoder), **_data_key(pipeline, images)}
 
 # %% ../nbs/05_features.ipynb #cell-010
-_MAGIC,_HEADER = b'caption_fastai features 1\n',4096
+_MAGIC,_HEADER = b'caption_fastai features 2\n',4096
+
+def _row(shape): return np.dtype([('features', np.float16, tuple(shape)), ('sum', '<u4')])   # of a picture, (L,D) or (D,)
 
 def _header(key, shape):
     body = json.dumps(dict(key=key, shape=shape)).encode()
@@ -75,7 +77,7 @@ class FeatureCache:
         "ValueError if the file is damaged, cut short, or has features of something else"
         self.fname,(self.key,self.shape) = Path(fname),_read_header(fname)
         if key is not None: _check_key(fname, key, self.key)
-        size,whole = os.path.getsize(fname),_HEADER + 2*int(np.prod(self.shape))
+        size,whole = os.path.getsize(fname),_HEADER + self.shape[0]*_row(self.shape[1:]).itemsize
         if size != whole: raise ValueError(f'{fname}: has {size} bytes and should have {whole}, it was cut short; delete it or use rebuild=True')
         if len(images) != self.shape[0]: raise ValueError(f'{fname}: features of {self.shape[0]} pictures, not of {len(images)}')
         self.rows,self._map = {str(i):n for n,i in enumerate(images)},None
@@ -88,10 +90,12 @@ class FeatureCache:
     def __call__(self,
         image # path of a picture, or a `PictureView`
     )->torch.Tensor: # (L,D) or (D,), float16
-        "Features of a picture; ValueError if there are none"
-        if self._map is None: self._map = np.memmap(self.fname, np.float16, 'r', _HEADER, tuple(self.shape))
+        "Features of a picture; ValueError if there are none, or if they are damaged"
+        if self._map is None: self._map = np.memmap(self.fname, _row(self.shape[1:]), 'r', _HEADER, self.shape[0])
         if str(image) not in self.rows: raise ValueError(f'{image}: {self.fname} has no features of this picture')
-        res = torch.from_numpy(np.array(self._map[self.rows[str(image)]]))
+        row = self._map[self.rows[str(image)]]
+        res = torch.from_numpy(np.array(row['features']))
+        if zlib.crc32(res.numpy()) != row['sum']: raise ValueError(f'{image}: its features in {self.fname} are damaged; delete the file or use rebuild=True')
         if res.flatten()[0].isnan(): raise ValueError(f'{image}: could not be read when features were made')
         return res
 
@@ -136,21 +140,23 @@ def _build(encoder, pipeline, images, fname, key, bs, num_workers, rebuild):
 def _fill(part, encoder, pipeline, images, key, bs, num_workers):
     "Write the features, or those that are not yet there, into `part`"
     shape = [len(images), *_forward(encoder, torch.zeros(1, 3, pipeline.size, pipeline.size)).shape[1:]]
-    row_bytes,begun = 2*int(np.prod(shape[1:])),part.exists() and part.stat().st_size >= _HEADER
+    row,begun = _row(shape[1:]),part.exists() and part.stat().st_size >= _HEADER
     if begun: _check_key(part, key, _read_header(part)[0])
-    done = min(len(images), (part.stat().st_size - _HEADER)//row_bytes) if begun else 0
-    need,free = (len(images) - done)*row_bytes,shutil.disk_usage(part.parent).free
+    done = min(len(images), (part.stat().st_size - _HEADER)//row.itemsize) if begun else 0
+    need,free = (len(images) - done)*row.itemsize,shutil.disk_usage(part.parent).free
     print(f'{part.stem}: features {tuple(shape[1:])} of {len(images)} pictures, {done} of them are there; {_size(need)} to write, {_size(free)} free', flush=True)
     if need + _HEADER > free: raise OSError(f'{part}: {_size(need)} of features do not fit into the {_size(free)} that are free; make room or name a file on another disk')
     n = 0   # batches that are written
     try:
         with open(part, 'r+b' if begun else 'wb') as f:
-            f.write(_header(key, shape)); f.truncate(_HEADER + done*row_bytes); f.seek(0, os.SEEK_END)
+            f.write(_header(key, shape)); f.truncate(_HEADER + done*row.itemsize); f.seek(0, os.SEEK_END)
             n_batches,todo = -(-(len(images) - done)//bs),images[done:]
             for good,imgs,faults in _progress(picture_batches(pipeline, todo, bs, num_workers), n_batches):
                 for _,e in faults: warnings.warn(f'no features: {e}')
-                rows = np.full((min(bs, len(todo) - n*bs), *shape[1:]), np.nan, np.float16)   # not a number: could not be read
-                if good: rows[[i - n*bs for i in good]] = _forward(encoder, imgs)
+                rows = np.empty(min(bs, len(todo) - n*bs), row)
+                rows['features'] = np.nan   # not a number: could not be read
+                if good: rows['features'][[i - n*bs for i in good]] = _forward(encoder, imgs)
+                rows['sum'] = [zlib.crc32(np.ascontiguousarray(r)) for r in rows['features']]
                 f.write(rows); n += 1
             f.flush(); os.fsync(f.fileno())
     except OSError as e: raise OSError(f'{part}: {e.strerror or e} after {min(done + n*bs, len(images))} of {len(images)} pictures; they stay, run again to go on') from None

@@ -1,5 +1,5 @@
 "Features of a frozen encoder on disk: the right ones, or an error"
-import itertools, os, shutil, warnings
+import itertools, os, re, shutil, warnings
 
 import pytest, torch
 from filelock import FileLock
@@ -158,6 +158,17 @@ def test_features_of_other_weights_are_not_used(cached):
     with pytest.warns(UserWarning, match='not those of this encoder'): fit(cached, 1, 1e-3)
     with warnings.catch_warnings(): warnings.simplefilter('error'); cached.freeze()
     assert cached.dls.one_batch()[0].ndim == 4
+
+def test_damaged_features_of_a_picture(cached):
+    "It is left out of training, with a warning that names it"
+    features,items = cached.dls.features,cached.dls.train_ds.items
+    def images(): return sum(len(x) for x,_ in cached.dls.train)
+    before,raw,image = images(),bytearray(features.fname.read_bytes()),str(items[0].image)
+    rows = raw[4096:]
+    raw[4096 + features.rows[image]*(len(rows)//len(features)) + 5] ^= 1
+    features.fname.write_bytes(raw)
+    features._map = None
+    with pytest.warns(UserWarning, match=f'left out: {re.escape(image)}: its features in .* are damaged'): assert images() == before - sum(str(o.image) == image for o in items)
 
 def test_features_can_be_shown(cached):
     "Pictures are shown even when features are trained on"
