@@ -16,7 +16,6 @@ from torch import OutOfMemoryError
 from tqdm import tqdm
 
 from .captioner import Captioner
-from .images import IMG_EXTS
 
 # %% ../nbs/14f_predict.ipynb #cell-006
 @contextmanager
@@ -30,12 +29,17 @@ def one_line_errors(command, resume=None, lower='--beam_sz'): # `resume`: how to
     finally: warnings.showwarning = show
 
 # %% ../nbs/14f_predict.ipynb #cell-008
+def _is_picture(name):
+    "By the end of its name"
+    from caption_fastai.captions import IMG_EXTS   # only here, as it brings pandas, which the web demo has no need of
+    return name.lower().endswith(IMG_EXTS)
+
 def _pictures(
     names # files, folders, patterns
 )->list: # names of pictures, each once
     "All pictures that are meant; ValueError names a folder without any"
     def below(folder):   # links to folders are not followed, they may lead in a circle
-        files = (Path(d)/f for d,_,fs in os.walk(folder) for f in fs if f.lower().endswith(IMG_EXTS))
+        files = (Path(d)/f for d,_,fs in os.walk(folder) for f in fs if _is_picture(f))
         if found := sorted(str(f) for f in files if not any(o.startswith('.') for o in f.relative_to(folder).parts)): return found
         raise ValueError(f'{folder}: there is no picture in this folder')
     def expand(n):
@@ -70,7 +74,7 @@ def _done(
         begins = dict(text=[f'{i}\t' for i in images], csv=[','.join(_HEADER) + '\n'], json=['{"image": "'])[form]
         try:
             rows = _READ[form](StringIO(whole))
-            ours = any(data.startswith(b) or b.startswith(data) for b in begins) or form == 'text' and rows and (rows[0][0].lower().endswith(IMG_EXTS) or os.path.exists(rows[0][0]))
+            ours = any(data.startswith(b) or b.startswith(data) for b in begins) or form == 'text' and rows and (_is_picture(rows[0][0]) or os.path.exists(rows[0][0]))
             if not ours: raise ValueError
             done = {os.path.abspath(name) for name,_ in rows[form == 'csv':]}
         except (ValueError, KeyError, TypeError, csv.Error): raise ValueError(f'{fname}: not what these options write, it cannot be gone on with; name another --out') from None

@@ -1,7 +1,7 @@
 """Measures snapshots/flickr8k_seeds.csv: `python snapshots/measure_recipe.py DATA OUT SEED [THREADS]`
 
 Trains the recipe flickr8k as `caption_train --cache_features` does and scores it on the validation split after each stage, with beams of 1, 3 and 5.
-`minutes` are those since the start, features on disk included, scores left out; the captioner after each stage is in OUT.
+`minutes` are those since this call began, features on disk included, scores left out; the captioner after each stage is in OUT.
 A row is written as soon as it is known; a run that was interrupted goes on when it is called again."""
 import sys, time
 from pathlib import Path

@@ -243,7 +243,7 @@ def test_interrupted_training_is_resumed(run, tmp_path, monkeypatch, capsys):
         m.setattr(app._Report, 'after_fit', stop)
         command_fails(caption_train, argv, 'interrupted', '--resume')
     out = capsys.readouterr().out
-    assert 'features (36, 162) of 72 pictures' in out and (tmp_path/'features').stat().st_size == 4096 + 72*36*162*2   # 42, and the 30 to train on again
+    assert 'features (36, 162) of 72 pictures' in out and (tmp_path/'features').stat().st_size == 4096 + 72*(36*162*2 + 4)   # with check sums; 42, and the 30 to train on again
     caption_train([*argv, '--resume'])
     out = capsys.readouterr().out
     assert 'after stage 2' in out and 'of 72 pictures' not in out
