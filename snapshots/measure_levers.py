@@ -1,0 +1,107 @@
+"""Measures rows of snapshots/flickr8k_levers.csv: `python snapshots/measure_levers.py DATA OUT LEVER ...`, LEVER one or more of LEVERS and PARTS
+
+A lever is one change to four epochs of stage 1 of the recipe flickr8k, at four times its rate and with a dropout of 0.3, on features of whole photographs at 224 pixels.
+Captions of a beam of 5 are compared with those of the lever 'as it is', which goes first, by a paired bootstrap.
+A part is the recipe's stage 1 on one view of that many of the training photographs, with the words of all of them; the smaller ones have more epochs.
+Each is scored on the validation split, one thread, seed 42. Features on disk are in OUT and used again."""
+import json, sys
+from functools import partial
+from pathlib import Path
+
+import pandas as pd, torch
+from fastai.vision.all import SchedLin, nn, set_seed
+
+from caption_fastai.captions import read_captions
+from caption_fastai.data import CaptionDataLoaders
+from caption_fastai.decoder import SpatialAttention
+from caption_fastai.learner import caption_learner, fused_adam
+from caption_fastai.metrics import WITHOUT_JAVA, compare
+from caption_fastai.recipes import Stage, recipe_data
+from caption_fastai.text import build_vocab
+
+ROWS = Path(__file__).with_name('flickr8k_levers.csv')
+
+
+class Tied(SpatialAttention):
+    "The score of a word is of the vector by which it is read (Press and Wolf 2017)"
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.out.weight = self.embedding.weight
+
+
+class Normed(SpatialAttention):
+    "Layer normalisation in the LSTM, of the gates' sum and of the cell (Ba et al. 2016)"
+    def __init__(self, *args, n_hid=512, **kwargs):
+        super().__init__(*args, n_hid=n_hid, **kwargs)
+        self.norm_gates,self.norm_cell = nn.LayerNorm(4*n_hid),nn.LayerNorm(n_hid)
+        nn.init.ones_(self.norm_gates.bias.data.chunk(4)[1])   # a cell that remembers at first, as without it
+
+    def _lstm(self, x, c):
+        i,f,g,o = self.norm_gates(x).chunk(4, 1)
+        c = torch.sigmoid(f)*c + torch.sigmoid(i)*torch.tanh(g)
+        return torch.sigmoid(o)*torch.tanh(self.norm_cell(c)), c
+
+
+# what it changes of the DataLoaders and of the learner
+LEVERS = {
+    'as it is': ({}, {}),
+    "Adam's eps of 1e-8, not 1e-5": ({}, dict(opt_func=partial(fused_adam, eps=1e-8))),
+    'scheduled teacher forcing, from 1 to 0.75': ({}, dict(pr_force=SchedLin(1, 0.75))),
+    'word vectors tied to the scores': ({}, dict(system=Tied)),
+    'layer normalisation in the LSTM': ({}, dict(system=Normed)),
+    'words seen 3 times or more, not 5': (dict(min_freq=3), {}),
+    'words seen 10 times or more, not 5': (dict(min_freq=10), {}),
+    'no attention penalty': ({}, dict(lambda_attn=0.)),
+    'no label smoothing': ({}, dict(label_smoothing=0.)),
+    'word vectors of 512, not 300': ({}, dict(emb_sz=512)),
+    'a state of 1,024, not 512': ({}, dict(n_hid=1024)),
+}
+PARTS = {'1/8': (8, 24), '1/4': (4, 16), '1/2': (2, 12), '1/1': (1, 10)}   # each so many pictures, and epochs
+
+
+def learner(data, out, lever):
+    "The learner of a lever or part, its stage and what the row says of it"
+    if lever in PARTS:
+        every,epochs = PARTS[lever]
+        data_args,args,stage = dict(size=256),{},Stage(epochs, 1e-3, freeze=True, bs=16)
+        what = f'the first stage of the recipe flickr8k, one view, on {lever} of the training photographs'
+    else:
+        every,epochs = 1,4
+        (more,args),stage = LEVERS[lever],Stage(epochs, 4e-3, freeze=True, bs=16)
+        data_args,args = dict(size=224, **more),dict(p=0.3, **args)
+        what = f'spatial_attention, proj_sz=512, rate 4e-3, dropout 0.3: {lever}'
+    table = read_captions(data)
+    train = table.image[table.split == 'train'].unique()
+    if every > 1: data_args['vocab'] = build_vocab(table.caption[table.split == 'train'], recipe_data('flickr8k').get('min_freq', 5))   # of all of them
+    table = table[(table.split != 'train') | table.image.isin(train[::every])].reset_index(drop=True)
+    dls = CaptionDataLoaders.from_captions(table, seed=42, num_workers=0, **{**recipe_data('flickr8k'), 'aug': None, 'aug_scale': 1., **data_args})
+    learn = caption_learner(dls, recipe='flickr8k', weights='IMAGENET1K_V1', path=Path(out)/''.join(c if c.isalnum() else '_' for c in lever), **args)
+    learn.cache_features(Path(out)/f'features_{data_args["size"]}', views=1)
+    return learn,stage,what
+
+
+def difference(a, b):
+    "What has changed from the captions of file `a` to those of `b`, with 95% intervals"
+    t = compare(a, b)
+    return ', '.join(f'{n} {t.difference[k]:+.1f} ({t.low[k]:+.1f} to {t.high[k]:+.1f})' for n,k in (('BLEU-4', 'bleu4'), ('CIDEr', 'cider')))
+
+
+def main(data, out, *levers):
+    torch.set_num_threads(1)
+    base = Path(out)/'as_it_is.json'
+    for lever in levers:
+        set_seed(42)
+        learn,stage,what = learner(data, out, lever)
+        with learn.no_bar(): learn.fit_stages([stage])
+        s = {k: learn.evaluate(beam_sz=k, length_penalty=0.7, measures=WITHOUT_JAVA) for k in (1, 3, 5)}
+        refs,said = learn.dls.refs('valid'),Path(out)/f'{learn.path.name}.json'
+        said.write_text(json.dumps([dict(image=Path(i).name, hypothesis=h, references=refs[i]) for i,h in learn.hyps.items()]))
+        (b_low,b_high),(c_low,c_high) = (s[5]['intervals'][k] for k in ('bleu4', 'cider'))
+        remark = [f'95% intervals of beam 5 {b_low:.1f} to {b_high:.1f} and {c_low:.1f} to {c_high:.1f}', *([f'against as it is: {difference(base, said)}'] if said != base and lever in LEVERS else []),
+                  f'validation loss {learn.recorder.values[-1][1]:.3f}; {len(learn.dls.train_ds)} photographs, {len(learn.dls.vocab)} tokens']
+        row = dict(lever=what, stage=1, epochs=stage.epochs, **{f'beam{k}': round(s[k]['bleu4'], 2) for k in s}, cider_beam5=round(s[5]['cider'], 1), distinct_beam5=round(s[5]['distinct'], 3),
+                   decoder_params=sum(p.numel() for p in learn.model.decoder.parameters()), remark='; '.join(remark))
+        pd.DataFrame([row]).to_csv(ROWS, mode='a', header=not ROWS.exists(), index=False)
+
+
+if __name__ == '__main__': main(*sys.argv[1:])
