@@ -72,7 +72,8 @@ class AttentionPenalty(Callback):
         alphas = self.learn.teacher_forcing.alphas
         if alphas is None or alphas.shape[-1] == 0 or not len(self.yb): return   # nothing to predict, or a system without attention
         pen = attention_penalty(alphas.to(self.loss.dtype), self.yb[0].as_subclass(Tensor))
-        if self.training: self.learn.loss_grad = self.learn.loss_grad + self.lambda_attn*pen
+        if self.training:
+            if not hasattr(self.learn, 'self_critical'): self.learn.loss_grad = self.learn.loss_grad + self.lambda_attn*pen   # that learns from rewards alone
         else: self.total,self.n = self.total + pen.detach()*len(alphas),self.n + len(alphas)
 
 class PenaltyMetric(Metric):

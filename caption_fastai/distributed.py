@@ -24,6 +24,7 @@ class ShareBatches(DistributedTrainer):
     "fastai's `DistributedTrainer` for captions: each process trains on its part of each batch, and gradients are those of one process with all of it"
     order = AttentionPenalty.order + 0.5   # before what scales all of the loss
     def before_fit(self):
+        if hasattr(self.learn, 'gradient_accumulation'): raise ValueError('GradientAccumulation: counts the pictures of one process, so that processes would step at different batches; several of them make a batch larger anyway')
         self._same_place()
         super().before_fit()
         self.parallel,self.learn.model = self.model,self.model.module

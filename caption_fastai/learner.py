@@ -69,17 +69,21 @@ def _write(file, *parts):
         raise OSError(e.errno, f'{e.strerror}: {size:.1f} MB to write, {free:.1f} MB free; what was saved before is still there, make room and resume', str(file)) from None
 
 def _check_sum(raw): return blake2b(raw, digest_size=16).digest()
+def _whole(file):
+    with suppress(OSError): return (raw := file.read_bytes())[:16] == _check_sum(raw[16:])
 def _sum_of(file):
     "None where it is not there, or cannot be read"
     with suppress(OSError): return _check_sum(file.read_bytes())
 
-def _data_sum(dls):   # of the words, and of the training pictures with their captions
-    return _check_sum(repr((dls.vocab.itos, [(Path(o.image).name, o.ids) for o in dls.train_ds.items])).encode())
+def _data_sum(dls):   # of the words, and of the pictures with their captions
+    return _check_sum(repr((dls.vocab.itos, [[(Path(o.image).name, o.ids) for o in ds.items] for ds in (dls.train_ds, dls.valid_ds)])).encode())
 
 def _settings(learn):   # what else a training has from beginning to end, by the argument's name
     load = learn.dls.load
     model = {k: v for k,v in learn.model.config.items() if k not in ('weights', 'pretrained')}   # a checkpoint brings its own
-    return {**model, **learn.settings, 'resize': load.pipeline.resize, 'size': load.pipeline.size, 'aug': load.aug is not None, 'pixels of aug': load.of_aug.size}
+    aug,pipeline = load.aug and repr(getattr(load.aug, '__dict__', load.aug)),load.pipeline
+    return {**model, **learn.settings, 'resize': pipeline.resize, 'size': pipeline.size, 'stats': (pipeline.mean, pipeline.std), 'aug': aug, 'pixels of aug': load.of_aug.size,
+            'views of cached features': None if (f := learn.dls.features) is None else f.n_views}
 
 class SeedBatches(Callback):
     "Random numbers of a training batch from (seed, epoch, batch) alone"
@@ -89,11 +93,17 @@ class SeedBatches(Callback):
 
 class SaveBest(SaveModelCallback):
     "Keep the weights of the best BLEU-4 as `best`; where the file is damaged when they are wanted, the last weights take their place"
-    sum = None
+    sum = lost = None   # check sum of the file; the best score, where its file was not to be had
     def __init__(self): super().__init__('bleu4', fname='best', min_delta=-1., reset_on_fit=False)
     def _save(self, name):
         super()._save(name)
         if not rank_distrib(): self.sum = _sum_of(self.last_saved_path)
+
+    def after_epoch(self):
+        top = self.best if self.lost is None else self.lost
+        super().after_epoch()
+        if self.best + 1 > top: self.best = max(self.best, top)   # else many small steps down would pass
+        self.lost = None
 
     def check(self):
         file = Path(self.path)/self.model_dir/'best.pth'
@@ -102,7 +112,7 @@ class SaveBest(SaveModelCallback):
         if not bad[0]: return
         warn(f'{file}: not the weights that were best; the last ones take their place until an epoch scores')   # damaged, or of an epoch that did not come to its end
         self._save('best')
-        self.best = -np.inf
+        self.lost,self.best = self.best,-np.inf
 
     def after_fit(self):
         self.check()
@@ -112,8 +122,7 @@ class SaveProgress(Callback):
     "In `fit_stages`, write after each epoch and every `minutes` all that is needed to go on from there; stop at Ctrl-C and where the loss or a weight is no number"
     order,_keys = 65,('rows', 'losses', 'lrs', 'prs', 'stage')   # after `SaveBest`
     def __init__(self, folder, stages, data, best=None, minutes=10.): # `data`: what `_data_sum` gives
-        several = f' in {num_distrib()} processes' if num_distrib() > 1 else ''
-        self.folder,self.stages,self.best,self.minutes = folder,[f'{s!r}{several}' for s in stages],best,minutes
+        self.folder,self.stages,self.best,self.minutes = folder,stages,best,minutes
         self.data,self.at,self.found,self.stop,self.damaged = data,0,None,False,[]
 
     @property
@@ -136,8 +145,14 @@ class SaveProgress(Callback):
         "Remove what an earlier run has left; if it was not at its end, its last checkpoint stays under another name, with a warning"
         if rank_distrib(): return
         if (files := self._files) and not files[0].stem.endswith('_end'):
-            os.replace(files[0], kept := self.folder/'unfinished.pth')
-            warn(f'{self.folder}: holds a training that was not at its end, and resume was not asked for; its last checkpoint is kept as {kept.name}, to go on with it let it take the place of the new ones as {files[0].name}')
+            last = next((f for f in files if _whole(f)), files[0])
+            n = 1 + max((int(f.stem.split('_')[1]) for f in self.folder.glob('unfinished_*.pth')), default=0)
+            os.replace(last, kept := self.folder/f'unfinished_{n}.pth')
+            best = ''
+            if self._best_file.exists():
+                os.replace(self._best_file, self.folder/f'unfinished_{n}_best.pth')
+                best = f', and unfinished_{n}_best.pth that of {self._best_file.name}'
+            warn(f'{self.folder}: holds a training that was not at its end, and resume was not asked for; its last checkpoint is kept as {kept.name}, to go on with it let it take the place of the new ones as {last.name}{best}')
         for f in self._files: f.unlink()
 
     def finish(self):
@@ -156,8 +171,15 @@ class SaveProgress(Callback):
             if files: raise ValueError(f'{self.folder}: all checkpoints are damaged, train again without resume')
             return None
         self.found = d = torch.load(io.BytesIO(raw[16:]), map_location=learn.dls.device, weights_only=False)
-        if d['stages'][:d['at']+1] != self.stages[:d['at']+1]:
-            raise ValueError(f"{f}: was begun with other stages ({'; '.join(d['stages'])}), go on with those or without resume")
+        at = d['at']
+        def begun(stages): return [*stages[:at], *[replace(s, lr=0., bs=None) for s in stages[at:at+1]]]
+        if begun(d['stages']) != begun(self.stages) or d['processes'] != num_distrib():
+            raise ValueError(f"{f}: was begun with other stages ({'; '.join(map(repr, d['stages']))}) in {d['processes']} process{'es'*(d['processes'] > 1)}, go on with those or without resume; only lr and bs of stage {at+1} may be others")
+        if (old := d['stages'][at]) != self.stages[at]: warn(f'{f}: stage {at+1} goes on with lr={self.stages[at].lr}, bs={self.stages[at].bs}, where it had lr={old.lr}, bs={old.bs}')
+        bs = [s.bs for s in self.stages[:at+1] if s.bs][-1:] or [learn.dls.train.bs]
+        if bs[0] != d['bs']:
+            if not self.stages[at].bs: raise ValueError(f"{f}: was begun with bs={d['bs']}, not {bs[0]}; go on with that or without resume")
+            d['batch'] = d['batch']*d['bs']//bs[0]
         if d['data'] != self.data: raise ValueError(f'{f}: was begun with other captions or other words, go on with those or without resume')
         mine = _settings(learn)
         theirs = d.get('settings', mine)
@@ -173,13 +195,14 @@ class SaveProgress(Callback):
         if d := self.found: self._restore(d)
 
     def _restore(self, d):
-        self.model.load_state_dict(d['model']); self.opt.load_state_dict(d['opt'])
+        self.opt.load_state_dict(d['opt'])
         if d.get('scaler') and self._scaler: self._scaler.load_state_dict(d['scaler'])
         for k,v in d['history'].items(): setattr(self.history, k, v)
         self.history.new = False
         self.count_epochs.n_done,self.learn.train_iter = d['n_done'],d['train_iter']
         for dl,seed in zip(self.dls.loaders, d['seeds']): dl.seed = seed
-        self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = d['smooth_loss']
+        self.recorder.smooth_loss.count,val = d['smooth_loss']
+        self.recorder.smooth_loss.val = val.cpu() if torch.is_tensor(val) else val   # where fastai keeps it
         for key,cb in self._trackers:   # one that is new begins anew
             for k,v in d['trackers'].get(key, {}).items(): setattr(cb, k, v)
         if self.best:
@@ -198,6 +221,9 @@ class SaveProgress(Callback):
     def after_train(self):
         self.found,self.dls.train.first = None,0
         self._check_weights()
+        if self.share[1] > 1:   # in validation they do not wait for each other, and cannot be asked
+            self._agree()
+            self._save(self.epoch, len(self.dls.train))
 
     def before_batch(self): self.stepped = not self.training
     def after_loss(self):
@@ -211,7 +237,11 @@ class SaveProgress(Callback):
         good = [*[f for f in self._files if f not in self.damaged][:1], *[f for f in [self._best_file] if f.exists()]]
         raise ValueError(f'{what} in epoch {self.epoch}, batch {self.iter}, of {names}; '
                          f'good weights are in {self.folder} ({", ".join(f.name for f in good) or "none yet"}); '
-                         'look at these pictures and their captions, or train again with a lower rate')
+                         'look at these pictures and their captions, or go on with a lower lr of this stage and resume=True')
+
+    def before_step(self):   # after `GradientClip`
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if not torch.nn.utils.get_total_norm(grads).isfinite(): self._no_number('a gradient is no number')
 
     def after_step(self): self.stepped = True   # not where gradients are being accumulated
     def after_batch(self):
@@ -224,6 +254,10 @@ class SaveProgress(Callback):
     def after_epoch(self):
         self._agree()
         self._save(self.epoch + 1)
+
+    def after_cancel_fit(self):   # as `EarlyStoppingCallback` does: this stage is done
+        self._agree()
+        self._save(self.n_epoch)
 
     def _agree(self):
         "Where one of several processes is asked to stop, all stop at the same batch"
@@ -239,9 +273,9 @@ class SaveProgress(Callback):
 
     def _write_all(self, epoch, batch):
         h = {k: getattr(self.history, k) for k in self._keys}
-        trackers = {key: {k: getattr(cb, k) for k in ('best', 'wait') if hasattr(cb, k)} for key,cb in self._trackers}
+        trackers = {key: {k: getattr(cb, k) for k in ('best', 'wait', 'lost') if hasattr(cb, k)} for key,cb in self._trackers}
         smooth = self.recorder.smooth_loss
-        d = dict(stages=self.stages, data=self.data, scaler=self._scaler and self._scaler.state_dict(), settings=_settings(self.learn), at=self.at, epoch=epoch, batch=batch, model=self.model.state_dict(), opt=self.opt.state_dict(),
+        d = dict(stages=self.stages, processes=num_distrib(), bs=self.dls.train.bs//self.dls.train.n_ranks, data=self.data, scaler=self._scaler and self._scaler.state_dict(), settings=_settings(self.learn), at=self.at, epoch=epoch, batch=batch, model=self.model.state_dict(), opt=self.opt.state_dict(),
                  n_done=self.dls.train.epoch if batch else self.count_epochs.n_done, pct_train=self.pct_train, train_iter=self.train_iter,
                  seeds=[dl.seed for dl in self.dls.loaders], smooth_loss=(smooth.count, smooth.val), trackers=trackers,
                  history={**h, 'losses': [float(l) for l in h['losses']]}, best_sum=self.best and self.best.sum)
@@ -383,7 +417,11 @@ class CaptionLearner(Learner):
 
     def _fit_stages(self, stages, cbs, resume, best, progress):
         if not resume: progress.forget()
-        at,done = (d['at'], d['epoch']) if resume and (d := progress.find(self)) else (0, 0)
+        at,done = 0,0
+        if resume and (d := progress.find(self)):
+            at,done = d['at'],d['epoch']
+            self.model.load_state_dict(d['model'])
+            if self.dls.features is not None: self.dls.use_features(False)   # they may be of the encoder before it was trained
         for s in stages[:at]: self._set_bs(s)
         for i,s in enumerate(stages[at:], at):
             self._begin_stage(s)
@@ -392,7 +430,7 @@ class CaptionLearner(Learner):
             try:
                 with progress.gently(): (self.fit_one_cycle if s.one_cycle else self.fit)(s.epochs, s.lr, cbs=more)
             except torch.OutOfMemoryError as e:
-                raise ValueError(f'out of GPU memory with batches of {self.dls.train.bs//self.dls.train.n_ranks} at {self.dls.pipeline.size} pixels: lower bs or size, or go on with the encoder frozen') from e
+                raise ValueError(f'out of GPU memory with batches of {self.dls.train.bs//self.dls.train.n_ranks} at {self.dls.pipeline.size} pixels: go on with a lower bs of this stage and resume=True, or train again with a smaller size or the encoder frozen') from e
             finally:
                 self.first_epoch = self.dls.train.first = 0
                 progress.found = None

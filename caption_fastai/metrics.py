@@ -20,9 +20,9 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
-from .decoder import targets
+from .decoder import Packing, targets
 from .search import caption_images
-from .text import Vocab, tokenize
+from .text import Vocab, cap_lens, tokenize
 
 # %% ../nbs/10_metrics.ipynb #cell-007
 def _bleu_counts(
@@ -55,13 +55,21 @@ def _meteor_program():
 def _meteor(refs, hyps):
     "METEOR of the corpus and (n,) of its captions; None and why, if it cannot be had"
     if shutil.which('java') is None: return None,'METEOR left out, Java was not found'
-    if subprocess.run(['java', '-version'], capture_output=True).returncode: return None,'METEOR left out, Java does not run'
+    try: runs = subprocess.run(['java', '-version'], capture_output=True).returncode == 0
+    except OSError: runs = False
+    if not runs: return None,'METEOR left out, Java does not run'
     program = _meteor_program()
     try: return program.compute_score(refs, hyps)
-    except (OSError, ValueError) as e:
-        program.lock.release()   # its end would wait for that for ever
+    except BaseException as e:
+        if program.lock.locked(): program.lock.release()   # its end would wait for that for ever
         _meteor_program.cache_clear()
+        if not isinstance(e, (OSError, ValueError)): raise   # as at Ctrl-C
         return None,f'METEOR left out, its program broke off ({e})'
+
+def _rouge(refs, hyps):
+    "ROUGE-L; a caption without words has 0, also where a reference has none"
+    each = Rouge().compute_score(refs, hyps)[1]*np.array([h != [''] for h in hyps.values()])
+    return each.mean(),each
 
 def mean_measures(
     hyps:list[list[str]], refs:list[list[list[str]]], # words of each caption, and of the references of each
@@ -70,7 +78,7 @@ def mean_measures(
     "CIDEr, ROUGE-L and METEOR, those of them that are asked for"
     hyps,refs = [{i: [' '.join(t) for t in o] for i,o in enumerate(os)} for os in ([[h] for h in hyps], refs)]
     found,notes = {},[]
-    for name,score in dict(cider=Cider().compute_score, rouge_l=Rouge().compute_score, meteor=_meteor).items():
+    for name,score in dict(cider=Cider().compute_score, rouge_l=_rouge, meteor=_meteor).items():
         if name not in measures: continue
         whole,each = score(refs, hyps)
         if whole is None: notes.append(each)
@@ -108,16 +116,31 @@ def _interval(x): return tuple(np.quantile(x, (0.025, 0.975)).tolist())
 WITHOUT_JAVA = 'bleu','cider','rouge_l'
 MEASURES = *WITHOUT_JAVA,'meteor'
 
+def _check_refs(refs):
+    if bad := [i for i,r in refs.items() if not isinstance(r, (list, tuple)) or not all(isinstance(o, str) for o in r)]: raise ValueError(f'refs: expected a list of texts for {bad[0]}, not {refs[bad[0]]!r}')
+    if bad := [i for i,r in refs.items() if not r]: raise ValueError(f"refs: {bad[0]}{f' and {len(bad)-1} more have' if bad[1:] else ' has'} no reference")
+
+def _check_measures(measures):
+    if bad := [m for m in measures if m not in MEASURES]: raise ValueError(f"measures: there is no '{bad[0]}', choose of {', '.join(MEASURES)}")
+
+def _name_empty(images, counts):
+    "A warning of captions without words"
+    empty = [i for i,t in zip(images, counts.hyps) if not t]
+    if empty: warnings.warn(f'{len(empty)} captions are empty and score 0, the first is that of {empty[0]}')
+    return len(empty)
+
 def _check_images(hyps, refs):
     "ValueError unless there is a caption for each image that has references, and the other way round"
     if not hyps: raise ValueError('hyps: there are no captions to score')
+    if bad := [i for i,h in hyps.items() if not isinstance(h, str)]: raise ValueError(f'hyps: expected a text for {bad[0]}, not {hyps[bad[0]]!r}')
+    _check_refs(refs)
     for name,lost in (('refs', [i for i in hyps if not refs.get(i)]), ('hyps', [i for i in refs if i not in hyps])):
         if lost: raise ValueError(f"{name}: {lost[0]}{f' and {len(lost)-1} more have' if lost[1:] else ' has'} no {dict(refs='reference', hyps='caption')[name]}")
 
 class Scores(dict):
     "Scores by name, which show themselves with their intervals"
     def __repr__(self):
-        within = {k: f' ({lo:.1f} to {hi:.1f})' for k,(lo,hi) in self.get('intervals', {}).items()}
+        within = {k: f' ({lo:.3g} to {hi:.3g})' for k,(lo,hi) in self.get('intervals', {}).items()}
         return '\n'.join(f"{k:<14}{f'{v:.4g}' if isinstance(v, float) else v}{within.get(k, '')}" for k,v in self.items() if k != 'intervals')
 
 def score_captions(
@@ -125,27 +148,31 @@ def score_captions(
     refs:dict, # the same images to their references
     how:str='', # how the captions were made, for the signature
     known=None, # training captions, for the share of new ones
+    top5:dict=None, # image to how many of its true words were among the five likeliest, and how many it has
     measures=MEASURES, # which of them
     n_boot:int=1000, # samples for the intervals, 0 for none
     min_distinct:float=0.2 # warn if a smaller share of the captions is different
 )->Scores: # a dict; see the text; intervals are a dict of (low, high)
     "Scores of captions by the protocol above; ValueError names an image without a reference or without a caption"
     _check_images(hyps, refs)
-    if bad := [m for m in measures if m not in MEASURES]: raise ValueError(f"measures: there is no '{bad[0]}', choose of {', '.join(MEASURES)}")
+    _check_measures(measures)
     hs,rs = list(hyps.values()),[refs[i] for i in hyps]
-    counts = _Counts(hs, rs, measures)
-    sampled = counts.scores(_draws(len(hs), n_boot))
-    words = [len(t) for t in counts.hyps]
-    nearest = [closest_ref_length(r, w) for w,r in zip(words, counts.refs)]
-    empty = [i for i,w in zip(hyps, words) if w == 0]
-    if empty: warnings.warn(f'{len(empty)} captions are empty and score 0, the first is that of {empty[0]}')
+    counts,draws = _Counts(hs, rs, measures),_draws(len(hs), n_boot)
+    sampled = counts.scores(draws)
+    words = np.array([len(t) for t in counts.hyps])
+    nearest = np.array([closest_ref_length(r, w) for w,r in zip(words, counts.refs)])
+    sampled |= dict(mean_length=draws @ words/len(words), length_ratio=draws @ words/np.maximum(draws @ nearest, 1))
     texts = [' '.join(t) for t in counts.hyps]
-    res = Scores({k: float(v[0]) for k,v in sampled.items()}, mean_length=sum(words)/len(words), length_ratio=sum(words)/max(sum(nearest), 1),
-               distinct=len(set(texts))/len(texts), n_words=len({w for t in counts.hyps for w in t}), empty=len(empty), n=len(hs))
-    if 'meteor' in measures: res.setdefault('meteor', None)
     if known is not None:
         known = {' '.join(tokenize(c)) for c in known}
-        res['new'] = sum(t not in known for t in texts)/len(texts)
+        sampled['new'] = draws @ np.array([t not in known for t in texts])/len(texts)
+    if top5 is not None:
+        hits,n = np.array([top5[i] for i in hyps]).T
+        sampled['top5_accuracy'] = draws @ hits/np.maximum(draws @ n, 1)
+    lengths = [len(r) for rs in counts.refs for r in rs]
+    res = Scores({k: float(v[0]) for k,v in sampled.items()}, ref_length=sum(lengths)/len(lengths), distinct=len(set(texts))/len(texts),
+                 n_words=len({w for t in counts.hyps for w in t}), empty=_name_empty(hyps, counts), n=len(hs))
+    if 'meteor' in measures: res.setdefault('meteor', None)
     if res['distinct'] < min_distinct and len(hs) >= 20:
         warnings.warn(f"only {res['distinct']:.1%} of {len(hs)} captions are different: does the model see the pictures as it did in training, with the encoder's weights? See 'All scores' in 10_metrics")
     if n_boot: res['intervals'] = {k: _interval(v[1:]) for k,v in sampled.items()}
@@ -165,8 +192,8 @@ def score_table(
 )->pd.DataFrame: # a row for each name
     "Scores below each other, each measure with its 95% interval"
     def shown(s):
-        within = {k: f' ({lo:.1f} to {hi:.1f})' for k,(lo,hi) in s.get('intervals', {}).items()}
-        return {k: f'{v:.1f}{within[k]}' if k in within else round(v, 3) if isinstance(v, float) else v for k,v in s.items() if k not in ('intervals', 'signature', 'n')}
+        within = {k: f' ({lo:.3g} to {hi:.3g})' for k,(lo,hi) in s.get('intervals', {}).items()}
+        return {k: f'{v:.3g}{within[k]}' if k in within else round(v, 3) if isinstance(v, float) else v for k,v in s.items() if k not in ('intervals', 'signature', 'n')}
     return pd.DataFrame.from_dict({name: shown(s) for name,s in scores.items()}, orient='index')
 
 # %% ../nbs/10_metrics.ipynb #cell-027
@@ -182,6 +209,8 @@ def read_scored(
     for i,r in enumerate(rows if isinstance(rows, list) else [None], 1):
         ok = isinstance(r, dict) and all(k in r for k in keys) and isinstance(r['hypothesis'], str) and isinstance(r['references'], list)
         if not ok or not all(isinstance(o, str) for o in r['references']): raise ValueError(f"{fname}, entry {i}: expected {', '.join(keys)}, as caption_evaluate --out writes them")
+    if not rows: raise ValueError(f'{fname}: has no captions')
+    if bare := [r['image'] for r in rows if not r['references']]: raise ValueError(f'{fname}: {bare[0]} has no reference')
     if twice := [i for i,k in Counter(r['image'] for r in rows).items() if k > 1]: raise ValueError(f'{fname}: {twice[0]} is there twice')
     return {r['image']: r['hypothesis'] for r in rows},{r['image']: r['references'] for r in rows}
 
@@ -193,17 +222,21 @@ def compare(
     "Paired bootstrap of two sets of captions (Koehn 2004); ValueError if they are of other pictures or references"
     (hyps_a,refs),(hyps_b,refs_b) = read_scored(a),read_scored(b)
     if lost := sorted(hyps_a.keys() ^ hyps_b.keys()): raise ValueError(f'{a if lost[0] in hyps_a else b}: {lost[0]} is only here ({len(lost)} pictures are not in both); compare captions of the same pictures')
-    if other := [i for i in refs if refs[i] != refs_b[i]]: raise ValueError(f'{b}: other references of {other[0]} than in {a}; score both against the same')
-    _check_images(hyps_a, refs)
-    draws = _draws(len(refs), n_boot)
-    sa,sb = (_Counts([h[i] for i in refs], list(refs.values()), measures).scores(draws) for h in (hyps_a, hyps_b))
-    rows = {}
-    for k in sa:
+    if other := [i for i in refs if sorted(refs[i]) != sorted(refs_b[i])]: raise ValueError(f'{b}: other references of {other[0]} than in {a}; score both against the same')
+    _check_measures(measures)
+    if n_boot < 1: raise ValueError(f'n_boot={n_boot}: expected 1 or more')
+    draws,rs = _draws(len(refs), n_boot),list(refs.values())
+    both = [_Counts([h[i] for i in refs], rs, measures) for h in (hyps_a, hyps_b)]
+    for counts in both: _name_empty(refs, counts)
+    rows,(sa,sb) = {},[c.scores(draws) for c in both]
+    for k in sa.keys() & sb.keys():
         diff = sb[k] - sa[k]
         low,high = _interval(diff[1:])
-        p = 2*min((diff[1:] <= 0).mean(), (diff[1:] >= 0).mean())
+        p = 2*(1 + min((diff[1:] <= 0).sum(), (diff[1:] >= 0).sum()))/(n_boot + 1)
         rows[k] = dict(a=sa[k][0], b=sb[k][0], difference=diff[0], low=low, high=high, p=min(p, 1.))
-    return pd.DataFrame.from_dict(rows, orient='index')
+    res = pd.DataFrame.from_dict({k: rows[k] for k in sa if k in rows}, orient='index')
+    res.attrs['signature'] = _signature(both[1], rs, measures, '')
+    return res
 
 # %% ../nbs/10_metrics.ipynb #cell-030
 def encode_refs(
@@ -217,15 +250,13 @@ def encode_refs(
         for cap,i in zip(row, rs): cap[:len(i)] = torch.tensor(i)
     return caps
 
-class _Top5:
-    "Counts how often the true word is among the five likeliest"
-    def __init__(self): self.hits,self.n = 0,0
-    def add(self, logits, caps):
-        targs = targets(caps).to(logits.device)
-        best = logits.topk(min(5, logits.shape[-1])).indices   # (N,5)
-        self.hits,self.n = self.hits + (best == targs.unsqueeze(1)).sum(),self.n + len(targs)
-    @property
-    def value(self): return float(self.hits)/self.n if self.n else None
+def _top5(
+    logits, # (N,K), see `Packing`
+    caps # (bs,[k,]sl)
+): # (bs,), how many true words of a picture, the ends among them, are among the five likeliest, and (bs,), how many it has
+    targs,lens = targets(caps).to(logits.device),cap_lens(caps)
+    hits = (logits.topk(min(5, logits.shape[-1])).indices == targs.unsqueeze(1)).sum(1)   # (N,)
+    return Packing(lens).unpack(hits, caps[...,1:].shape).flatten(1).sum(1),(lens - 1).clamp(min=0).reshape(len(lens), -1).sum(1)
 
 def evaluate(
     model, # `CaptionModel`
@@ -240,31 +271,32 @@ def evaluate(
     **kwargs # for `score_captions`: known, measures, n_boot, min_distinct
 )->tuple[dict,dict]: # scores as of `score_captions`, and captions by picture
     "Scores of freely generated captions"
-    images,hyps,counted,start = list(refs)[share[0]::share[1]],{},_Top5(),time.perf_counter()
+    _check_refs(refs)
+    images,hyps,counted,start = list(refs)[share[0]::share[1]],{},{},time.perf_counter()
     def count(ids, feats):
         caps = encode_refs(vocab, [refs[images[i]] for i in ids]).to(feats.device)
-        counted.add(model(feats, caps)[0], caps)
+        counted.update(zip([images[i] for i in ids], zip(*(o.tolist() for o in _top5(model(feats, caps)[0], caps)))))
     for i,h in caption_images(model, pipeline, images, bs, num_workers, also=count if top5 else None, beam_sz=beam_sz, max_len=max_len, length_penalty=length_penalty):
         if isinstance(h, Exception): warnings.warn(f'left out of the scores: {h}')
         else: hyps[images[i]] = vocab.decode(h[0].ids)
     if took is not None: took.append(time.perf_counter() - start)
     if share[1] > 1:
         from accelerate.utils import gather_object
-        parts,hits,n = zip(*gather_object([(hyps, int(counted.hits), counted.n)]))
-        every,counted.hits,counted.n = {i: h for part in parts for i,h in part.items()},sum(hits),sum(n)
+        parts,counts = zip(*gather_object([(hyps, counted)]))
+        every,counted = ({i: o for part in os for i,o in part.items()} for os in (parts, counts))
         hyps = {i: every[i] for i in refs if i in every}   # in the order of one process
     how = f"free-running {'greedy' if beam_sz == 1 else f'beam {beam_sz}'}, max_len {max_len}, length penalty {length_penalty:g}"
-    scores = score_captions(hyps, {i: r for i,r in refs.items() if i in hyps}, how, **kwargs)
-    if top5: scores['top5_accuracy'] = counted.value
-    return scores, hyps
+    return score_captions(hyps, {i: r for i,r in refs.items() if i in hyps}, how, top5=counted if top5 else None, **kwargs), hyps
 
 # %% ../nbs/10_metrics.ipynb #cell-035
 class Top5Accuracy(Metric):
     "Share of the true words that are among the five likeliest, teacher-forced, pads left out"
-    def reset(self): self.count = _Top5()
-    def accumulate(self, learn): self.count.add(learn.pred, learn.yb[0])
+    def reset(self): self.hits,self.n = 0,0
+    def accumulate(self, learn):
+        hits,n = _top5(learn.pred, learn.yb[0])
+        self.hits,self.n = self.hits + hits.sum(),self.n + int(n.sum())
     @property
-    def value(self): return self.count.value
+    def value(self): return float(self.hits)/self.n if self.n else None
     @property
     def name(self): return 'top5_accuracy'
 
@@ -289,7 +321,7 @@ class CiderReward:
         hyps:list[list[int]], refs:list[list[int]] # of one picture
     )->list[float]: # 0 to 10 for each caption
         others = [self._vector(r) for r in refs]
-        return [10*sum(self._likeness(self._vector(h), o) for o in others)/len(refs) for h in hyps]
+        return [10*sum(self._likeness(h, o) for o in others)/len(refs) for h in map(self._vector, hyps)]
 
     def _likeness(self, a, b):
         (va,na,la),(vb,nb,lb) = a,b

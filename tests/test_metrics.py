@@ -1,5 +1,7 @@
 "Scores: agreement with the COCO code, METEOR with and without Java, files of captions that do not fit"
 import json, random, shutil, subprocess
+from inspect import getfile
+from pathlib import Path
 
 import numpy as np, pytest
 from pycocoevalcap.bleu.bleu import Bleu
@@ -7,10 +9,13 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from caption_fastai import metrics
-from caption_fastai.metrics import compare, read_scored, score_captions
+from caption_fastai.metrics import compare, evaluate, read_scored, score_captions
 from caption_fastai.text import tokenize
 from helpers import fails
 
+_java = shutil.which('java') and subprocess.run(['java', '-version'], capture_output=True).returncode == 0
+HARD = ["A man's dog doesn't run.", "Two-year-old girl in a T-shirt", 'He said "hello" to her', "The children can't see it, they're asleep", "5,000 people at 8:30 in the U.S.", "a man / woman on a 4x4",
+        "I 'm gonna go", "a boy...a girl", "dogs' toys", "rock 'n' roll", "a black & white cat", "#5 on a jersey", "Mr. Smith, Jr. runs", "half-pipe; snow -- and ice", "a $5 bill, 50% off"]
 WORDS = "a dog two cats man's red runs on the grass ball sits with his well-known hat , and ! The".split()
 
 def made_up(n, k=5, seed=0):
@@ -44,6 +49,36 @@ def test_interval_is_that_of_drawn_pictures():
     sample = metrics.bleu([hyps[i] for i in names], [refs[i] for i in names])
     assert counts.scores(draws)['bleu4'][2] == pytest.approx(sample[3])
 
+def test_intervals_of_shares():
+    "Lengths, new captions and top-5 accuracy have an interval that holds the whole sample's; those of one and the same caption have none to each side"
+    hyps,refs = made_up(60)
+    s = score_captions(hyps, refs, measures=['bleu'], known=list(hyps.values())[:20], top5={i: (n % 3, 3) for n,i in enumerate(hyps)})
+    assert s['new'] == pytest.approx(40/60) and s['top5_accuracy'] == pytest.approx(1/3)
+    for k in 'mean_length','length_ratio','new','top5_accuracy': assert s['intervals'][k][0] < s[k] < s['intervals'][k][1], k
+    low,high = s['intervals']['new']
+    assert high - low == pytest.approx(2*1.96*(2/9/60)**.5, rel=0.2)   # as that of a share
+    assert s['ref_length'] == np.mean([len(tokenize(t)) for ts in refs.values() for t in ts])
+    with pytest.warns(UserWarning, match='different'): same = score_captions(dict.fromkeys(hyps, 'a dog'), refs, measures=['bleu'])
+    assert same['intervals']['mean_length'] == (2, 2)
+
+@pytest.mark.skipif(not _java, reason='there is no Java here')
+def test_words_are_those_of_the_code_of_coco(tmp_path):
+    "Of sentences that tokenisers differ on; it keeps brackets as -lrb-, see `tokenize`"
+    jar = Path(getfile(Rouge)).parents[1]/'tokenizer/stanford-corenlp-3.4.1.jar'
+    (tmp_path/'in.txt').write_text('\n'.join(HARD) + '\n')
+    out = subprocess.run(['java', '-cp', jar, 'edu.stanford.nlp.process.PTBTokenizer', '-preserveLines', '-lowerCase', tmp_path/'in.txt'], capture_output=True, text=True, check=True).stdout
+    left_out = {"''", "'", '``', '`', '.', '?', '!', ',', ':', '-', '--', '...', ';'}   # as `PTBTokenizer` of pycocoevalcap leaves them out
+    theirs = [[w for w in line.split() if w not in left_out] for line in out.splitlines()]
+    assert [tokenize(h) for h in HARD] == theirs
+
+def test_an_empty_caption_scores_nothing():
+    "Also where a reference is nothing but punctuation"
+    refs = {'a': ['...', 'a cat'], 'b': ['a dog runs']}
+    with pytest.warns(UserWarning, match='that of a'): s = score_captions({'a': '', 'b': 'a dog runs'}, refs, n_boot=0)
+    with pytest.warns(UserWarning, match='2 captions are empty'): none = score_captions({'a': '', 'b': '!'}, refs, n_boot=0)
+    assert s['rouge_l'] == pytest.approx(50) and none['empty'] == 2
+    assert not any(none[k] for k in ('bleu1', 'bleu4', 'cider', 'rouge_l', 'meteor'))
+
 def test_same_caption_for_all_is_told_of():
     hyps,refs = made_up(40)
     with pytest.warns(UserWarning, match='only 2.5% of 40 captions are different'): s = score_captions(dict.fromkeys(hyps, 'a dog'), refs, measures=['bleu'])
@@ -55,6 +90,9 @@ def test_what_does_not_fit():
     fails(ValueError, lambda: score_captions(hyps, {**refs, '9.jpg': ['a']}), 'hyps', '9.jpg has no caption')
     fails(ValueError, lambda: score_captions(hyps, {**refs, '1.jpg': []}), 'refs', '1.jpg has no reference')
     fails(ValueError, lambda: score_captions(hyps, refs, measures=['spice']), 'spice', 'rouge_l')
+    fails(ValueError, lambda: score_captions(hyps, {**refs, '1.jpg': 'a dog'}), 'refs', '1.jpg', "'a dog'", 'list')
+    fails(ValueError, lambda: score_captions({**hyps, '1.jpg': None}, refs), 'hyps', '1.jpg', 'None')
+    fails(ValueError, lambda: evaluate(None, None, None, {**refs, '1.jpg': []}), 'refs: 1.jpg has no reference')   # before anything is captioned
 
 @pytest.fixture
 def no_meteor_yet():
@@ -71,11 +109,14 @@ def test_meteor_without_java(monkeypatch, tmp_path, no_meteor_yet):
     (tmp_path/'java').write_text('#!/bin/sh\nexit 1\n'); (tmp_path/'java').chmod(0o755)
     s = score_captions(hyps, refs)
     assert s['meteor'] is None and 'METEOR left out, Java does not run' in s['signature']
+    (tmp_path/'java').write_bytes(b'\x7fELF, but of another machine')
+    s = score_captions(hyps, refs)
+    assert s['meteor'] is None and 'METEOR left out, Java does not run' in s['signature']
     (tmp_path/'java').write_text('#!/bin/sh\ncase "$1" in -version) exit 0;; esac\nread line; exit 1\n')
     s = score_captions(hyps, refs)
     assert s['meteor'] is None and 'METEOR left out, its program broke off' in s['signature']
 
-@pytest.mark.skipif(not shutil.which('java') or subprocess.run(['java', '-version'], capture_output=True).returncode != 0, reason='there is no Java here')
+@pytest.mark.skipif(not _java, reason='there is no Java here')
 def test_meteor(no_meteor_yet):
     "A caption that is its reference scores, one without a common word does not, and asking twice gives the same"
     s = score_captions({'a': 'a dog runs over the grass', 'b': 'xylophone'}, {'a': ['A dog runs over the grass.'], 'b': ['two cats sleep']}, measures=['meteor'])
@@ -112,4 +153,11 @@ def test_files_that_cannot_be_compared(tmp_path):
     b.write_bytes(b'["\xff"]')
     fails(ValueError, lambda: compare(a, b), 'b.json', 'UTF-8')
     b = write(tmp_path/'b.json', hyps, {**refs, '1.jpg': []})
-    fails(ValueError, lambda: compare(b, b), '1.jpg has no reference')
+    fails(ValueError, lambda: compare(b, b), 'b.json', '1.jpg has no reference')
+    b.write_text('[]')
+    fails(ValueError, lambda: compare(b, b), 'b.json', 'no captions')
+    fails(ValueError, lambda: compare(a, a, measures=['spice']), 'spice', 'rouge_l')
+    fails(ValueError, lambda: compare(a, a, n_boot=0), 'n_boot=0')
+    b = write(tmp_path/'b.json', {**hyps, '1.jpg': ' '}, {i: r[::-1] for i,r in refs.items()})   # the same references in another order
+    with pytest.warns(UserWarning, match='1 captions are empty and score 0, the first is that of 1.jpg'): t = compare(a, b)
+    assert t.difference['bleu1'] < 0 and 'bleu' in t.attrs['signature'].lower()

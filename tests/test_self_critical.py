@@ -1,17 +1,23 @@
 "Training on captions of its own"
 import math
+from itertools import product
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pytest, torch
+import torch.nn.functional as F
 from fastai.vision.all import set_seed
 
 from caption_fastai.callbacks import SelfCritical
 from caption_fastai.data import CaptionDataLoaders
-from caption_fastai.decoder import draw_words
+from caption_fastai.decoder import Packing, SpatialAttention, draw_words, targets
 from caption_fastai.interpret import *   # noqa: F401, for `plot_training`
 from caption_fastai.learner import caption_learner
+from caption_fastai.metrics import encode_refs
+from caption_fastai.model import CaptionModel, NoEncoder
 from caption_fastai.recipes import Stage
-from caption_fastai.text import Vocab
+from caption_fastai.search import only_words_
+from caption_fastai.text import Vocab, cap_lens
 from helpers import changed, fails, tensors
 
 @pytest.fixture(scope='module')
@@ -20,7 +26,7 @@ def dls(tmp_path_factory):
 
 def learner(dls, path, system='show_attend_tell', **kw):
     set_seed(1)
-    return caption_learner(dls, 'shapes_cnn', 'SHAPES', system=system, emb_sz=32, n_hid=64, lambda_attn=0., metrics=[], path=path, **{'p': 0., **kw})
+    return caption_learner(dls, 'shapes_cnn', 'SHAPES', system=system, emb_sz=32, n_hid=64, metrics=[], path=path, **{'p': 0., 'lambda_attn': 0., **kw})
 
 @pytest.mark.parametrize('freeze', [True, False])
 def test_reward_rises(dls, tmp_path, freeze):
@@ -52,6 +58,43 @@ def test_the_gradient_is_that_of_what_is_drawn(dls, tmp_path, system, kw):
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=SelfCritical())
         return tensors(learn.model)
     assert not changed(trained(p=0.5, **kw), trained())
+
+def test_the_gradient_is_that_of_the_expected_reward():
+    "Against all 39 captions of up to three of three words, each with its probability: the same direction and size, up to the noise of drawing"
+    torch.manual_seed(0)
+    vocab,temperature = Vocab(['a', 'b', 'c']),0.7
+    refs,others = ['a b', 'b c a', 'a a'],[['c c'], ['b'], ['a b c']]
+    decoder = SpatialAttention(len(vocab), 3, emb_sz=4, attn_sz=3, n_hid=5, p=0.5)
+    with torch.no_grad(): [p.mul_(3) for p in decoder.parameters()]
+    model,feats = CaptionModel(NoEncoder(3, 'none'), decoder, {}),torch.randn(1, 4, 3)
+    cb = SelfCritical(k=5, max_len=3, temperature=temperature)
+    cb.learn = learn = SimpleNamespace(model=model, training=True, dls=SimpleNamespace(vocab=vocab, refs=lambda split: dict(enumerate([refs, *others]))))
+    cb.before_fit(); decoder.eval()
+    words = [vocab.stoi[w] for w in 'abc']
+    caps = [c for n in (1, 2) for c in product(words, repeat=n)]
+    caps = [*[(*c, vocab.eos_idx) for c in caps], *product(words, repeat=3)]
+    caps = torch.tensor([[vocab.bos_idx, *c, *[vocab.pad_idx]*(3 - len(c))] for c in caps])[None]
+    logits = only_words_(model(feats, caps)[0]/temperature, caps.shape[1])
+    logp = Packing(cap_lens(caps)).unpack(-F.cross_entropy(logits, targets(caps), reduction='none'), caps[...,1:].shape).sum(-1)[0]
+    assert logp.exp().sum().item() == pytest.approx(1)
+    reward = torch.tensor(cb.reward(cb._ids(caps[0]), [vocab.encode(r)[1:] for r in refs]))
+    ps = [p for p in decoder.parameters()]
+    n_words = (logp.exp()*(cap_lens(caps)[0] - 1)).sum().detach()
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(-(logp.exp()*reward).sum()/n_words, ps)])
+    drawn,n = torch.zeros_like(exact),20
+    for _ in range(n):
+        learn.xb,learn.yb = (feats.expand(200, -1, -1).contiguous(),),(encode_refs(vocab, [refs]*200),)
+        cb.before_batch(); learn.pred = model(*learn.xb, *learn.yb)[0]; cb.after_loss()
+        drawn += torch.cat([g.flatten() for g in torch.autograd.grad(learn.loss_grad, ps)])/n
+    assert F.cosine_similarity(drawn, exact, dim=0) > 0.99 and drawn.norm().item() == pytest.approx(exact.norm().item(), rel=0.1)
+
+def test_attention_is_not_penalised(dls, tmp_path):
+    "There the gradient is the reward's alone"
+    def trained(lambda_attn):
+        learn = learner(dls, tmp_path, lambda_attn=lambda_attn)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=SelfCritical())
+        return tensors(learn.model)
+    assert not changed(trained(0.), trained(10.))
 
 def test_words_are_drawn_as_torch_does():
     p = torch.rand(50, 9).softmax(-1)
