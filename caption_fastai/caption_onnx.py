@@ -61,7 +61,10 @@ class OnnxCaptioner:
         max_len:int=30, # words at most
         length_penalty:float=0. # compare by score/length**length_penalty
     )->list[tuple[list[int],float]]: # for each picture the ids of its caption and their score
-        "Captions of high probability by beam search"
+        "Captions of high probability by beam search; ValueError names an argument out of range"
+        for name,value,most in ('beam_sz', beam_sz, len(self.config['words']) - EOS), ('max_len', max_len, 1000):
+            if not 1 <= value <= most: raise ValueError(f'{name}={value}: expected 1 to {most}')
+        if not 0 <= length_penalty <= 10: raise ValueError(f'length_penalty={length_penalty}: expected 0 to 10')
         names,bs = [o.name for o in self.encoder.get_outputs()],len(pixels)
         state,n_rows = self.encoder.run(None, {'pixels': pixels}),sum(n.startswith('row') for n in names)
         rows,image,live,found = state[:n_rows],state[n_rows:],np.arange(bs),[None]*bs

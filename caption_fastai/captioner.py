@@ -12,7 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch, torchvision
+import numpy as np, torch, torchvision
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -96,7 +97,7 @@ class Captioner:
         **kwargs # see `stream`
     )->Caption|list: # a `Caption` a picture, or with `n_best` above 1 a list of them
         "Caption one picture or many; ValueError or FileNotFoundError names one that cannot be read"
-        many = isinstance(pictures, (list, tuple))
+        many = not isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray, Tensor))
         res = dict(self.stream(list(pictures) if many else [pictures], n_best=n_best, **kwargs))
         for o in res.values():
             if isinstance(o, Exception): raise o
@@ -125,7 +126,8 @@ class Captioner:
         folder, # what `save` wrote
         device=None, # by default where there is one a GPU
         dtype:torch.dtype=torch.float32, # of the weights in memory; torch.float16 or torch.bfloat16 take half of it
-        within=None # files may be links to those in this folder, by default in `folder`
+        within=None, # files may be links to those in this folder, by default in `folder`
+        max_bytes:int=4_000_000_000 # of its weights in memory; a larger model is refused
     )->'Captioner':
         "Read a captioner without running anything of it; FileNotFoundError or ValueError names a file that is missing, damaged or of something else"
         if not dtype.is_floating_point: raise ValueError(f'dtype={dtype}: choose torch.float32, torch.float16 or torch.bfloat16')
@@ -138,6 +140,8 @@ class Captioner:
             shapes = _shapes(build)
             pipeline = ImagePipeline(**config['pipeline'])
         except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"{config_file}: {' '.join(str(e).split())}") from None
+        size = sum(v.numel()*v.itemsize for v in shapes.values())
+        if size > max_bytes: raise ValueError(f'{config_file}: a model of {size/1e9:.1f} GB, more than max_bytes={max_bytes:,}; if you trust it, load it with a larger one')
         _check_weights(weights_file, shapes, vocab)
         model = build()
         model.load_state_dict(load_file(weights_file))
@@ -198,6 +202,9 @@ def _number(v, lo, hi): return type(v) in (int, float) and lo <= v <= hi
 def _name(v): return isinstance(v, str) and re.fullmatch(r'[\w.+-]{1,100}', v) is not None
 
 _FIELDS = dict(
+    config=dict(
+        format=('a text', lambda v: isinstance(v, str)), model=('fields', lambda v: isinstance(v, dict)), pipeline=('fields', lambda v: isinstance(v, dict)),
+        versions=('a name for each package', lambda v: isinstance(v, dict) and all(_name(k) and _name(o) for k,o in v.items()), {})),
     model=dict(
         vocab_sz=(f'{len(SPECIALS)+1} to {MAX_VOCAB}', lambda v: _whole(v, len(SPECIALS)+1, MAX_VOCAB)),
         arch=('a name', _name), weights=('a name or null', lambda v: v is None or _name(v)), system=('a name', _name),
@@ -238,7 +245,9 @@ def _read_config(fname):
     if re.fullmatch(_FORMAT.rpartition(' ')[0] + r' \d{1,6}', found) and found != _FORMAT:
         raise ValueError(f'{fname}: has the format {found!r}, this version {__version__} reads {_FORMAT!r}; a newer one is needed: pip install -U caption_fastai')
     if found != _FORMAT: raise ValueError(f'{fname}: not the configuration of a captioner, or damaged')
-    try: return {**config, 'model': _check_model(config.get('model')), 'pipeline': _check_fields('pipeline', config.get('pipeline'), _FIELDS['pipeline'])}
+    try:
+        _check_fields('config', config, _FIELDS['config'])
+        return {**config, 'model': _check_model(config['model']), 'pipeline': _check_fields('pipeline', config['pipeline'], _FIELDS['pipeline'])}
     except ValueError as e: raise ValueError(f'{fname}: {e}') from None
 
 def _check_weights(fname, shapes, vocab):

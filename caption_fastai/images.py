@@ -45,8 +45,9 @@ def _as_pil(src):
 
 def _n_pixels(img):
     "Pixels that are in memory at once: a tile of a TIFF file may be larger than the picture"
-    tags = getattr(img, 'tag_v2', {})
-    return max(img.width*img.height, tags.get(322, 0)*tags.get(323, 0))
+    w,h = (getattr(img, 'tag_v2', {}).get(tag, 0) for tag in (322, 323))
+    if not type(w) is type(h) is int: raise ValueError('the size of its tiles is no number')   # a text times a number is a long text
+    return max(img.width*img.height, w*h)
 
 def open_image(
     src, # path, bytes, PIL picture, array (H,W[,3]) or tensor (3,H,W), of uint8, of uint16 (scaled to 8 bits), of other integers in 0..255 or of floats in 0..1

@@ -7,7 +7,7 @@ __all__ = ['one_line_errors', 'caption_predict']
 
 # %% ../nbs/14f_predict.ipynb #cell-003
 import argparse, csv, json, os, sys, warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from glob import glob
 from io import StringIO
 from pathlib import Path
@@ -39,8 +39,11 @@ def _pictures(
 )->list: # names of pictures, each once
     "All pictures that are meant; ValueError names a folder without any"
     def below(folder):   # links to folders are not followed, they may lead in a circle
-        files = (Path(d)/f for d,_,fs in os.walk(folder) for f in fs if _is_picture(f))
-        if found := sorted(str(f) for f in files if not any(o.startswith('.') for o in f.relative_to(folder).parts)): return found
+        files = (Path(d)/f for d,_,fs in os.walk(folder) for f in fs)
+        files = sorted(str(f) for f in files if not any(o.startswith('.') for o in f.relative_to(folder).parts))
+        heic = sum(f.lower().endswith(('.heic', '.heif')) for f in files)
+        if heic: warnings.warn(f'{folder}: {heic} HEIC pictures are left out; save them as JPEG')
+        if found := [f for f in files if _is_picture(f)]: return found
         raise ValueError(f'{folder}: there is no picture in this folder')
     def expand(n):
         if Path(n).exists(): return below(n) if Path(n).is_dir() else [n]
@@ -111,7 +114,10 @@ def caption_predict(
     o,n,failed = p.parse_args(argv),0,0
     with one_line_errors('caption_predict', 'with --resume it goes on where it stopped' if o.out else None):
         if o.resume and not o.out: raise ValueError('--resume: name the file to go on with by --out')
+        with suppress(AttributeError): sys.stdout.reconfigure(errors=_TEXT['errors'])   # where it is not a stream of another kind
         captioner,images = Captioner.load(o.captioner),_pictures(o.images)
+        if o.out and os.path.abspath(o.out) in map(os.path.abspath, images): raise ValueError(f'--out {o.out}: is one of the pictures; name another file')
+        if o.attention and captioner.model.decoder.pooled: raise ValueError(f"--attention: {captioner.model.config['system']} sees a picture as a whole and looks at no place of it; leave it out")
         done = _done(Path(o.out), o.form, images) if o.resume else set()
         todo = [i for i in images if os.path.abspath(i) not in done]
         bare = o.form == 'text' and not o.out and len(images) == 1

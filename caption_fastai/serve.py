@@ -19,8 +19,8 @@ from PIL import Image
 
 from . import __version__
 from .captioner import Captioner
-from .images import _n_pixels
-from .predict import one_line_errors
+from .images import _n_pixels, open_image
+from .predict import _pictures, one_line_errors
 from .shapes import draw_scene, make_scene
 
 # %% ../nbs/15b_serve.ipynb #cell-008
@@ -43,7 +43,7 @@ class Refused(Exception):
     def __init__(self, status, message, **headers): super().__init__(message); self.status,self.message,self.headers = status,message,headers
 
 # %% ../nbs/15b_serve.ipynb #cell-011
-FORMATS = 'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF'
+FORMATS = 'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF'   # not AVIF, whose header may say another size than the pixels have
 
 def open_upload(
     data:bytes, # what was sent
@@ -196,10 +196,12 @@ def _page():
     policy = f"default-src 'none'; script-src {hashed('script')}; style-src {hashed('style')}; img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     return page,{'Content-Security-Policy': policy, 'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer', 'Cache-Control': 'no-cache'}
 
-def _examples(n=4, size=288):
-    "Drawn scenes as JPEG files"
-    def jpeg(img): img.save(f := BytesIO(), 'JPEG', quality=90); return f.getvalue()
-    return [jpeg(draw_scene(make_scene(seed, 2 + seed % 2), size)) for seed in range(n)]
+def _examples(pictures):
+    "Pictures, by default drawn scenes, as JPEG files"
+    def jpeg(img): img.thumbnail((640, 640)); img.save(f := BytesIO(), 'JPEG', quality=90); return f.getvalue()
+    if pictures is None: return [jpeg(draw_scene(make_scene(seed, 2 + seed % 2), 288)) for seed in range(4)]
+    if len(pictures) > 8: raise ValueError(f'examples: {len(pictures)} pictures, choose 8 at most')
+    return [jpeg(open_image(p)) for p in pictures]
 
 def _answer(captions, attention):
     "Captions as JSON"
@@ -233,7 +235,7 @@ class _Captions:
             async with asyncio.timeout(self.limits.timeout):
                 picture = await asyncio.get_running_loop().run_in_executor(self.decoders, open_upload, data, self.captioner.pipeline, self.limits.max_pixels)
                 return _answer(await self._wait(request, self.batcher(picture, **options.model_dump(exclude={'attention'}))), options.attention)
-        except TimeoutError: raise Refused(504, f'No caption within {self.limits.timeout:g} seconds; try a smaller beam_sz, or later.') from None
+        except TimeoutError: raise Refused(503, f'No caption within {self.limits.timeout:g} seconds; try a smaller beam_sz, or later.', **{'Retry-After': '10'}) from None
 
     async def _wait(self, request, future):
         "What `future` gives, unless the client goes away before"
@@ -248,7 +250,8 @@ class _Captions:
 # %% ../nbs/15b_serve.ipynb #cell-028
 def caption_app(
     captioner:Captioner, # its model is used by one thread
-    limits:Limits=Limits()
+    limits:Limits=Limits(),
+    examples=None # pictures to try, up to 8, all that `open_image` takes; by default drawn scenes
 ): # `fastapi.FastAPI`, for any ASGI server
     "The page and the endpoint of a captioner"
     from fastapi import FastAPI, Request
@@ -256,7 +259,7 @@ def caption_app(
     limits = replace(limits, max_pixels=min(limits.max_pixels, captioner.pipeline.max_pixels))
     Options,Answer,Error = _schemas(len(captioner.vocab))
     page,headers = _page()
-    captions,examples = _Captions(captioner, limits, Options),_examples()
+    captions,examples = _Captions(captioner, limits, Options),_examples(examples)
     app = FastAPI(title='caption_fastai', description='Captions of pictures', version=__version__, docs_url=None, redoc_url=None)   # FastAPI's own pages load scripts from elsewhere
 
     def refusal(status, message, headers=None): return JSONResponse({'detail': message}, status, headers)
@@ -287,7 +290,7 @@ def caption_app(
     return app
 
 _REFUSALS = {400: 'a form that cannot be read', 408: 'an upload that takes too long', 413: 'too many bytes or pixels', 415: 'no form, or no picture',
-             422: 'a damaged picture, or a field that is wrong', 500: 'a mistake of the server', 503: 'too many requests', 504: 'no caption in time'}
+             422: 'a damaged picture, or a field that is wrong', 500: 'a mistake of the server', 503: 'too many requests, or no caption in time'}
 
 # %% ../nbs/15b_serve.ipynb #cell-035
 def _protocol(seconds):
@@ -312,12 +315,13 @@ def caption_serve(
     p.add_argument('captioner', help='folder that caption_train wrote')
     p.add_argument('--host', help='address to listen at; 0.0.0.0 for the whole network', default='127.0.0.1')
     p.add_argument('--port', help='port to listen at, 0 for a free one', type=int, default=8000)
+    p.add_argument('--examples', help='folder of up to 8 pictures to try, in place of drawn scenes')
     helps = docments(Limits)
     for f in fields(Limits): p.add_argument(f'--{f.name}', help=helps.get(f.name), type=f.type, default=f.default)
     o = p.parse_args(argv)
     with one_line_errors('caption_serve'):
         uvicorn = _extra()
-        app = caption_app(Captioner.load(o.captioner), limits := Limits(**{f.name: getattr(o, f.name) for f in fields(Limits)}))
+        app = caption_app(Captioner.load(o.captioner), limits := Limits(**{f.name: getattr(o, f.name) for f in fields(Limits)}), o.examples and _pictures([o.examples]))
         if not 0 <= o.port < 2**16: raise ValueError(f'--port {o.port}: expected 0 to 65535')
         sock = socket.create_server((o.host, o.port), family=socket.AF_INET6 if ':' in o.host else socket.AF_INET)
     print(f"caption_serve: http://{f'[{o.host}]' if ':' in o.host else o.host}:{sock.getsockname()[1]} (Ctrl+C ends it)", flush=True)

@@ -28,7 +28,7 @@ def _bare(
     if tok.lower() in _suffixes: return tok
     return re.sub(r'^[\W_]+|[\W_]+$', '', tok)
 
-_controls = r'[\x00-\x1f\x7f-\x9f]'   # captions go to terminals
+_controls = r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]'   # captions go to terminals; the last ones end lines or turn their direction
 
 def tokenize(
     text:str, # a caption
@@ -126,7 +126,7 @@ def save_vocab(vocab:Vocab, fname):
     "Write `vocab` as JSON"
     Path(fname).write_text(json.dumps(vocab.to_dict(), ensure_ascii=False, indent=0), encoding='utf-8')
 
-def _is_word(w): return isinstance(w, str) and w != '' and not re.search(_controls, w)
+def _is_word(w): return isinstance(w, str) and 0 < len(w) <= 100 and not re.search(_controls, w)
 
 MAX_VOCAB = 2**18   # tokens of a vocabulary that is read from a file
 

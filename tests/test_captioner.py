@@ -1,8 +1,10 @@
 "A captioner's folder may come from a stranger: loading it runs nothing, stays small, reads nothing else; and it drags nothing in"
 import json, os, pickle, resource, shutil, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest, torch
+import numpy as np, pytest, torch
+from fastcore.foundation import L
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -80,6 +82,17 @@ NAMES = '../../etc/passwd', '/etc/passwd', 'hf-hub:user/model', 'local-dir:/tmp'
 @pytest.mark.parametrize('name', NAMES, ids=str)
 def test_a_name_that_is_none(folder, field, name): refused(change(folder, 'model', **{field: name}), 'config.json')
 
+@pytest.mark.parametrize('fields', [dict(run='os.system'), dict(versions=['1']), dict(versions=dict(torch='2\n3')), dict(versions=dict(torch='9'*200))], ids=str)
+def test_a_field_beside_the_others(folder, fields):
+    config = json.loads((folder/'config.json').read_text())
+    (folder/'config.json').write_text(json.dumps({**config, **fields}))
+    refused(folder, 'config.json')
+
+def test_a_model_that_is_too_large(folder):
+    fails(ValueError, lambda: Captioner.load(folder, 'cpu', max_bytes=10_000), 'config.json', 'max_bytes=10,000')
+    with open(change(folder, 'model', emb_sz=8192, n_hid=8192, vocab_sz=12, attn_sz=8192)/'model.safetensors', 'r+b') as f: f.truncate(10**10)   # a file of holes
+    fails(ValueError, lambda: Captioner.load(folder, 'cpu', max_bytes=10**9), 'a model of ', 'max_bytes=1,000,000,000')
+
 # Sizes
 
 BAD = [('model', dict(n_hid=10**12)), ('model', dict(n_hid=8193)), ('model', dict(emb_sz=-1)), ('model', dict(emb_sz=1.5)), ('model', dict(attn_sz='512')), ('model', dict(attn_sz=True)),
@@ -96,7 +109,7 @@ def test_a_damaged_configuration(folder, text):
     (folder/'config.json').write_text(text)
     refused(folder, 'config.json')
 
-@pytest.mark.parametrize('words', [['w'], ['w']*8, list('abcdefg') + [7], list('abcdefg') + [''], list('abcdefg') + ['\x1b[2J'], 'abcdefgh', None], ids=str)
+@pytest.mark.parametrize('words', [['w'], ['w']*8, list('abcdefg') + [7], list('abcdefg') + [''], list('abcdefg') + ['\x1b[2J'], list('abcdefg') + ['\u202e'], list('abcdefg') + ['h'*101], 'abcdefgh', None], ids=str)
 def test_a_vocabulary_of_something_else(folder, words):
     (folder/'vocab.json').write_text(json.dumps(dict(lower=True, punct=False, words=words)))
     refused(folder, 'vocab.json')
@@ -225,6 +238,21 @@ def test_two_streams_of_a_model_in_training(good, photos):
     next(first); next(second)
     assert len(list(first)) == len(photos) - 1 and not c.model.training
     assert len(list(second)) == len(photos) - 1 and c.model.training
+
+def test_threads_of_a_captioner(good, photos):
+    "Eight of them at once, each with a beam of its own, get what one alone gets"
+    c = Captioner.load(good, 'cpu')
+    def said(i): return [(o.text, o.score) for _ in range(5) for o in c.caption(list(photos), beam_sz=1 + i, max_len=5, length_penalty=i/8)]
+    with ThreadPoolExecutor(8) as pool: together = list(pool.map(said, range(8)))
+    for a,b in zip(together, map(said, range(8))): assert [t for t,_ in a] == [t for t,_ in b] and [s for _,s in a] == pytest.approx([s for _,s in b], abs=1e-4)
+
+def test_what_a_list_is(good, photos):
+    "fastai's `L`, a generator and a tuple are lists; a name, bytes, an array or a tensor is one picture"
+    c = Captioner.load(good, 'cpu')
+    want = [o.text for o in c.caption([str(p) for p in photos], max_len=3)]
+    for many in L(photos), (p for p in photos), tuple(photos): assert [o.text for o in c.caption(many, max_len=3)] == want
+    array = np.array(Image.open(photos[0]).convert('RGB'))
+    for one in photos[0], str(photos[0]), photos[0].read_bytes(), array, torch.from_numpy(array).permute(2, 0, 1): assert c.caption(one, max_len=3).text == want[0]
 
 def test_captioner_to_start_from(photos):
     "The captioner in `snapshots` is small, in 16 bits, and captions"

@@ -1,5 +1,5 @@
 "The three commands from end to end: what they write, what they print, and how they end"
-import csv, io, json, shutil, subprocess, sys
+import csv, io, json, os, shutil, subprocess, sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -9,8 +9,11 @@ from PIL import Image
 from caption_fastai import app, predict
 from caption_fastai.app import caption_evaluate, caption_train
 from caption_fastai.captioner import Captioner
+from caption_fastai.images import ImagePipeline
+from caption_fastai.model import caption_model
 from caption_fastai.predict import caption_predict
 from caption_fastai.shapes import write_shapes
+from caption_fastai.text import Vocab
 from helpers import command_fails
 
 def start(command, *args):
@@ -99,6 +102,26 @@ def test_predict_goes_on_with_a_file(captioner_dir, scenes, tmp_path, form, caps
         with pytest.raises(SystemExit) as e: caption_predict([*argv, '--resume'])
         assert e.value.code == 1 and ROWS[form](out) == rows
         assert capsys.readouterr().err.splitlines()[-1] == 'caption_predict: 0 captioned, 1 could not be read, 5 were there already'
+
+def test_predict_a_name_that_is_no_utf8(captioner_dir, photos, tmp_path):
+    "Its caption has the name as the system has it, and the next picture is captioned, too"
+    names = [os.fsencode(tmp_path) + b'/' + n for n in (b'a\xff.jpg', b'b.jpg')]
+    for n in names: shutil.copy(photos[0], n)
+    run = subprocess.run([Path(sys.executable).parent/'caption_predict', captioner_dir, tmp_path], capture_output=True, env={**os.environ, 'PYTHONIOENCODING': 'utf-8'}, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert [l.split(b'\t')[0] for l in run.stdout.splitlines()] == names
+
+def test_predict_what_it_does_not_do(captioner_dir, scenes, photos, tmp_path):
+    "Write over a picture, or draw the attention of a system that has none; pictures that it cannot read are told of"
+    shutil.copy(photos[0], tmp_path/'a.jpg')
+    command_fails(caption_predict, [captioner_dir, tmp_path/'a.jpg', '--out', tmp_path/'a.jpg'], '--out', 'is one of the pictures')
+    assert (tmp_path/'a.jpg').read_bytes() == photos[0].read_bytes()
+    model = caption_model(12, 'shapes_cnn', None, 'merge', emb_sz=16, n_hid=32).eval()
+    Captioner(model, Vocab(list('abcdefgh')), ImagePipeline(48)).save(tmp_path/'merge')
+    command_fails(caption_predict, [tmp_path/'merge', tmp_path/'a.jpg', '--attention', tmp_path/'a.png'], '--attention', 'merge')
+    (tmp_path/'b.HEIC').write_bytes(b'x')
+    run = subprocess.run([Path(sys.executable).parent/'caption_predict', captioner_dir, tmp_path], capture_output=True, text=True, timeout=300)
+    assert '1 HEIC pictures are left out' in run.stderr and len(run.stdout.splitlines()) == 1
 
 @pytest.mark.parametrize('form', ROWS)
 def test_predict_leaves_another_file_alone(captioner_dir, photos, tmp_path, form):

@@ -8,7 +8,7 @@ from caption_fastai.caption_onnx import OnnxCaptioner
 from caption_fastai.captioner import Captioner
 from caption_fastai.export import caption_export
 from caption_fastai.learner import caption_learner
-from helpers import command_fails, fit
+from helpers import command_fails, fails, fit
 
 @pytest.fixture(scope='module')
 def graphs(captioner_dir, tmp_path_factory):
@@ -38,6 +38,21 @@ def test_other_systems_in_sixteen_bits(dls, photos, tmp_path, system, kw):
         truth,made = Captioner.load(folder, 'cpu').caption(photos, **kw),OnnxCaptioner(tmp_path/'onnx', threads=1).caption(photos, **kw)
         assert [o['text'] for o in made] == [c.text for c in truth]
         assert [o['score'] for o in made] == pytest.approx([c.score for c in truth], abs=1e-3)
+
+def test_eight_bits(graphs, captioner_dir, scenes, tmp_path):
+    "A quarter to a half of the size, and most captions the same"
+    caption_export([str(captioner_dir), str(tmp_path/'small'), '--bits', '8'])
+    def size(folder): return sum(f.stat().st_size for f in folder.glob('*.onnx'))
+    assert size(tmp_path/'small') < size(graphs)/2
+    photos = sorted((scenes/'Images').iterdir())[:40]
+    a,b = (OnnxCaptioner(f, threads=1).caption(photos) for f in (graphs, tmp_path/'small'))
+    assert sum(x['text'] == y['text'] for x,y in zip(a, b)) > 25
+
+def test_arguments_of_the_search(graphs, photos):
+    c = OnnxCaptioner(graphs, threads=1)
+    for kw in dict(beam_sz=0), dict(beam_sz=10**6), dict(max_len=0), dict(length_penalty=-1):
+        (name,value), = kw.items()
+        fails(ValueError, lambda: c.caption(photos, **kw), f'{name}={value}', 'expected')
 
 def test_the_file_beside_needs_no_pytorch(graphs, captioner_dir, photos):
     "A program of its own, which imports numpy, PIL and onnxruntime"

@@ -1,5 +1,5 @@
 "The web demo: what is not a good request gets one sentence, and the next good one works"
-import io, json, os, re, shutil, socket, struct, subprocess, sys, threading, time, zlib
+import io, json, os, re, shutil, signal, socket, struct, subprocess, sys, threading, time, tracemalloc, urllib.request, zlib
 from pathlib import Path
 
 import pytest, torch
@@ -65,13 +65,24 @@ BAD_PICTURES = dict(
     big_upload=(PNG + bytes(2_000_000), 413), fifty_megabytes=(bytes(50_000_000), 413), png_30000=(png_header(30000, 30000), 413), png_2000000000=(png_header(2**31 - 1, 2**31 - 1), 413), gif_65535=(gif_header(65535, 65535), 413),
     bomb=(encoded(Image.new('1', (20000, 20000))), 413), bomb_jpeg=(encoded(Image.new('L', (6000, 6000)), 'JPEG'), 413), png_0=(png_header(0, 5), 415),
     svg=(b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', 415), html=(b'<!doctype html><script>alert(1)</script>', 415), pdf=(b'%PDF-1.7\n%\xe2\xe3\xcf\xd3\n', 415), zip=(b'PK\x03\x04' + bytes(100), 415),
-    eps=(encoded(SCENE, 'EPS'), 415), ppm=(encoded(SCENE, 'PPM'), 415), ico=(encoded(SCENE, 'ICO'), 415), pickle=(b'\x80\x04cos\nsystem\n(S"true"\ntR.', 415), script=(b'#!/bin/sh\ntrue\n', 415), json=(b'{"image": "a"}', 415))
+    avif=(b'\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf' + bytes(200), 415), eps=(encoded(SCENE, 'EPS'), 415), ppm=(encoded(SCENE, 'PPM'), 415), ico=(encoded(SCENE, 'ICO'), 415), pickle=(b'\x80\x04cos\nsystem\n(S"true"\ntR.', 415), script=(b'#!/bin/sh\ntrue\n', 415), json=(b'{"image": "a"}', 415))
 
 @pytest.mark.parametrize('kind', BAD_PICTURES)
 def test_bad_pictures(client, kind):
     data,status = BAD_PICTURES[kind]
     is_refused(post(client, data), status)
     works(client)
+
+def test_a_tile_whose_size_is_a_text(client):
+    "A text of two letters, repeated as often as the other number says, would take gigabytes"
+    tags = (256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 180), (277, 3, 1, 1), (278, 3, 1, 8), (279, 4, 1, 64), (322, 2, 3, int.from_bytes(b'ab\0\0', 'little')), (323, 4, 1, 20_000_000)
+    data = b'II*\0\x08\0\0\0' + struct.pack('<H', len(tags)) + b''.join(struct.pack('<HHII', *t) for t in tags) + bytes(100)
+    tracemalloc.start()
+    try:
+        is_refused(post(client, data), 415)
+        with pytest.raises(ValueError, match='size of its tiles'): open_image(data)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally: tracemalloc.stop()
 
 def progressive(n):
     "Its last scan `n` times"
@@ -181,13 +192,13 @@ def test_attention(client, captioner):
     assert (torch.tensor(c['attention']) - want.alphas).abs().max() < 1e-4 and len(c['attention']) == len(c['words'])
     assert 'attention' not in post(client).json()['captions'][0]
 
-def test_uploads_stay_in_memory(client, monkeypatch):
+def test_uploads_stay_in_memory(captioner, monkeypatch):
+    "Also those of more than a megabyte, from which on Starlette writes to the disk"
     import tempfile
     def roll(*args): raise AssertionError('an upload went to the disk')
     monkeypatch.setattr(tempfile.SpooledTemporaryFile, 'rollover', roll)
-    big = Image.effect_noise((570, 350), 60).convert('RGB')
-    works(client)
-    assert post(client, encoded(big, 'BMP')[:-10] + bytes(400_000)).status_code == 200
+    client = TestClient(caption_app(captioner, Limits(max_bytes=3_000_000)), raise_server_exceptions=False)
+    assert post(client, PNG + bytes(2_000_000)).status_code == 200
 
 def test_mistake_of_the_server(captioner):
     "No traceback goes out, and the thread of the model lives on"
@@ -310,7 +321,8 @@ def test_no_caption_in_time(captioner):
             if kw['beam_sz'] == 7: let_go.wait(60)
             return super().stream(pictures, **kw)
     client = TestClient(caption_app(Slow(captioner.model, captioner.vocab, captioner.pipeline), Limits(timeout=2.)))
-    is_refused(post(client, beam_sz='7'), 504)
+    res = post(client, beam_sz='7')
+    is_refused(res, 503); assert 'No caption within 2 seconds' in res.text and res.headers['retry-after']
     let_go.set(); works(client)
 
 def test_command(captioner, tmp_path, monkeypatch):
@@ -325,6 +337,23 @@ def test_command(captioner, tmp_path, monkeypatch):
     with socket.create_server(('127.0.0.1', 0)) as s: assert 'in use' in said(tmp_path/'c', '--port', s.getsockname()[1])
     monkeypatch.setitem(sys.modules, 'uvicorn', None)
     assert 'pip install "caption_fastai[serve]"' in said(tmp_path/'c')
+
+def test_the_command_serves(captioner, photos, tmp_path):
+    "It says where, on this machine alone by default, shows the examples it was given, captions, and ends at Ctrl-C"
+    captioner.save(tmp_path/'c')
+    (tmp_path/'examples').mkdir(); shutil.copy(photos[0], tmp_path/'examples')
+    command = [Path(sys.executable).parent/'caption_serve', tmp_path/'c', '--port', '0', '--examples', tmp_path/'examples']
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        try:
+            address = re.search(r'http://127\.0\.0\.1:\d+', p.stdout.readline())[0]
+            with urllib.request.urlopen(f'{address}/health', timeout=60) as res: assert json.load(res)['examples'] == 1
+            with urllib.request.urlopen(f'{address}/examples/0', timeout=60) as res: assert Image.open(io.BytesIO(res.read())).size == Image.open(photos[0]).size
+            p.send_signal(signal.SIGINT)
+            assert p.wait(60) == 0 and p.stderr.read() == ''
+        finally: p.kill()
+
+def test_too_many_examples(captioner):
+    with pytest.raises(ValueError, match='examples: 9 pictures'): caption_app(captioner, examples=[PNG]*9)
 
 def test_what_the_container_has():
     "The Dockerfile installs all that the demo imports"
