@@ -14,7 +14,7 @@ from pathlib import Path
 
 warnings.filterwarnings('ignore', message='.*torch.jit.script.* is deprecated', category=FutureWarning)   # of a library that fastai imports
 import matplotlib.pyplot as plt
-from fastai.vision.all import Callback, num_distrib, rank_distrib, set_seed, valley
+from fastai.vision.all import Callback, num_distrib, rank_distrib, set_seed, slide, valley
 
 from .attribution import pointing_game, pointing_table
 from .captioner import Captioner
@@ -142,10 +142,10 @@ class _Report(Callback):
         "Where attention's peak is, if there is attention and a word that speaks of an object"
         if self.model.decoder.pooled: return
         pictures = list(self.learn.dls.refs(self.split))[:n]
-        try: t = pointing_table(pointing_game(self.learn.captioner(), {p: self.scenes[Path(p).name] for p in pictures}, ['alpha']))
+        try: t = pointing_table(pointing_game(self.learn.captioner(), {p: self.scenes[Path(p).name] for p in pictures}, ['alpha'], drop=False))
         except ValueError as e: print(f'  where attention has its peak is not known: {e}'); return
         print('  attention has its peak in the box of the object that is spoken of: ' +
-              ', '.join(f"{kind}s {r.hit:.0%} of {r.words:.0f} (chance {t.hit['chance', kind]:.0%})" for kind,r in t.loc['alpha'].iterrows()))
+              ', '.join(f"{kind}s {r.hit:.0%} of {r.words:.0f}, {r.near:.0%} no further from its middle than one place (chance {t.hit['chance', kind]:.0%}, {t.near['chance', kind]:.0%})" for kind,r in t.loc['alpha'].iterrows()))
 
 def _save_figure(fig, fname):
     fig.savefig(fname, dpi=110); plt.close(fig)
@@ -160,7 +160,7 @@ def _progress(learn):
     with learn.no_bar(): yield
 
 def _lr_find(learn, out):
-    with _progress(learn), learn.no_logging(): learn.lr_find(suggest_funcs=(valley,))
+    with _progress(learn), learn.no_logging(): learn.lr_find(suggest_funcs=(valley, slide))
     return _save_figure(plt.gcf(), out/'lr_find.png')
 
 def _finish(learn, out, split, beam_sz):

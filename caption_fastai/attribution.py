@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from .captioner import Caption, Captioner
 from .images import open_image
-from .interpret import _axes_of, _cell, _fit
+from .interpret import _axes_of, _cell, _fit, _lit
 from .model import Ensemble
 from .text import Vocab
 
@@ -161,7 +161,7 @@ def plot_attributions(
     methods=None, # names or functions, by default all of `METHODS`, but alpha where there is no attention
     width:float=12. # of the figure at most, inches
 )->plt.Figure:
-    "A picture, and what a word of its caption rests on by each method: white speaks for the word, each relative to its own maximum"
+    "A picture, and in the light what a word of its caption rests on by each method, relative to its own maximum"
     methods = methods or [m for m in METHODS if m != 'alpha' or caption.alphas.shape[1]]
     maps,img = [attribute(captioner, caption, word, m) for m in methods],open_image(caption.image)
     img.thumbnail((480, 480))
@@ -171,8 +171,7 @@ def plot_attributions(
     text = f"'{caption.words[_place(caption, word)]}' in '{caption}'"
     fig,axs = _axes_of(1, len(maps) + 1, cell, aspect, text, size*max(n.count('\n') + 1 for n in names))
     for ax,m,name in zip(axs[0], [None, *maps], ['', *names]):
-        ax.imshow(img); ax.set_title(name, fontsize=size, va='bottom')
-        if m is not None: ax.imshow(captioner.pipeline.on_picture(m.clip(0)/max(m.max(), 1e-12), img.size).clip(0, 1), cmap='gray', alpha=0.65, vmin=0, vmax=1)
+        ax.imshow(img if m is None else _lit(img, captioner.pipeline.on_picture(m.clip(0)/max(m.max(), 1e-12), img.size).clip(0, 1))); ax.set_title(name, fontsize=size, va='bottom')
     return fig
 
 def _name(method): return str(getattr(method, '__name__', method))
@@ -211,8 +210,9 @@ def pointing_game(
     captioner:Captioner,
     scenes:dict, # picture, as a path or else -> its `Scene`
     methods=('alpha', 'grad_cam', 'hires_cam', 'integrated_gradients', 'gradient_shap', 'occlusion'), # see `attribute`; functions go by their name
-    captions:list=None # a `Caption` a picture, in the order of `scenes`, by default the captioner's own, greedy
-)->pd.DataFrame: # a row a word and method, 'chance' among these: picture, place, word, kind, method, hit, near, other, drop
+    captions:list=None, # a `Caption` a picture, in the order of `scenes`, by default the captioner's own, greedy
+    drop:bool=True # blank parts of the picture to see what the word loses, which takes most of the time?
+)->pd.DataFrame: # a row a word and method, 'chance' among these: picture, place, word, kind, method, prob (of the word), hit, near, other, drop
     "Does each method point to the object that a word speaks of? ValueError if no word speaks of an object, or if captions are of other pictures"
     if captions is None: captions = captioner.caption(list(scenes), beam_sz=1)
     if len(captions) != len(scenes): raise ValueError(f'captions: {len(captions)} for {len(scenes)} scenes, pass one a picture')
@@ -223,10 +223,10 @@ def pointing_game(
         size = open_image(c.image).size
         for i,kind,objs in _spoken(c.words, scene):
             w = _Word(captioner, c, i)
-            drops = math.exp(w.logp) - w.blanked().exp().cpu()
+            drops = math.exp(w.logp) - w.blanked().exp().cpu() if drop else torch.full((1, 1), math.nan)
             hit,near = _targets(captioner.pipeline, size, w.g, objs)
             other = _targets(captioner.pipeline, size, w.g, [o for o in scene.objs if o not in objs])[0] & ~hit
-            about = dict(picture=str(c.image), place=i, word=c.words[i], kind=kind)
+            about = dict(picture=str(c.image), place=i, word=c.words[i], kind=kind, prob=math.exp(w.logp))
             rows += [dict(about, method=_name(m), **_points(attribute(captioner, c, i, m), w.g, drops, hit, near, other)) for m in methods]
             rows.append(dict(about, method='chance', hit=hit.mean(), near=near.mean(), other=other.mean(), drop=drops.mean().item()))
     if not rows: raise ValueError('scenes: no word of the captions names an object that is there; is the captioner trained on scenes, and are these the scenes of its pictures?')
@@ -234,7 +234,7 @@ def pointing_game(
 
 def pointing_table(
     game:pd.DataFrame # of `pointing_game`
-)->pd.DataFrame: # a row a method and kind of word: words, the shares hit, near and other and the mean drop, all in 0..1
+)->pd.DataFrame: # a row a method and kind of word: words, their mean probability, the shares hit, near and other and the mean drop, all in 0..1
     "Means of a pointing game"
     by = game.groupby(['method', 'kind'], sort=False)
-    return by.size().to_frame('words').join(by[['hit', 'near', 'other', 'drop']].mean())
+    return by.size().to_frame('words').join(by[['prob', 'hit', 'near', 'other', 'drop']].mean())

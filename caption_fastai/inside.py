@@ -113,12 +113,12 @@ def plot_filters(
     ncols:int=8, # filters a row
     width:float=8. # of the figure at most, inches
 )->plt.Figure:
-    "The filters of the first layer, each from its smallest to its largest weight"
+    "The filters of the first layer, all on one scale: grey is 0"
     names = layer_names(cnn)
     if not names: raise ValueError(f'{type(cnn).__name__} has no convolutions')
     w = _layer(cnn, names[0]).weight.detach().float().cpu()
     if w.shape[1] != 3: raise ValueError(f"layer '{names[0]}': takes {w.shape[1]} channels and not the 3 of a picture")
-    w = (w - w.amin((1, 2, 3), True))/(w.amax((1, 2, 3), True) - w.amin((1, 2, 3), True)).clamp(min=1e-8)
+    w = 0.5 + 0.5*w/w.abs().max().clamp(min=1e-8)
     fig,axs = _blank(math.ceil(len(w)/ncols), ncols, width)
     for ax,f in zip(axs.flat, w): ax.imshow(f.permute(1, 2, 0))
     return fig
@@ -311,21 +311,27 @@ class WordVectors:
         else:
             colors = plt.cm.viridis(np.linspace(0, 0.85, n))
             ax.set_xlabel('dark: frequent, light: rare')
-        ax.scatter(*xy.T, s=6, c=colors, alpha=0.5)
         _write(ax, xy, self.words[:n], colors)
         return ax.figure
 
 _kind_colors = dict(colour='#D55E00', count='#CC79A7', action='#009E73', object='#0072B2', relation='#000000', function='#666666', other='#5C2E00')
 
 def _write(ax, xy, words, colors):
-    "Words at their places, but those that would lie on others"
+    "Words at their places, or beside a dot there; of those that would lie on others the dot alone"
+    ax.scatter(*xy.T, s=0)   # for the limits of the axes
     ax.figure.canvas.draw()
-    drawn = []
+    drawn,dots = [],[]
     for p,w,c in zip(xy, words, colors):
-        text = ax.text(*p, w, color=c, fontsize=9, ha='center', va='center', in_layout=False)
-        box = text.get_window_extent()
-        if any(box.overlaps(o) for o in drawn): text.remove()
-        else: drawn.append(box)
+        for x,y,ha,va in _beside:
+            text = ax.annotate(w, p, (x, y), textcoords='offset points', color=c, fontsize=9, ha=ha, va=va, in_layout=False, parse_math=False)
+            box = text.get_window_extent()
+            if free := not any(box.overlaps(o) for o in drawn): drawn.append(box); break
+            text.remove()
+        if (x, y) != (0, 0): dots.append((p, c))   # not in the middle of its word
+    if dots: ax.scatter(*np.array([p for p,_ in dots]).T, s=6, c=[c for _,c in dots], alpha=0.5, zorder=0)
+
+_beside = [(0, 0, 'center', 'center'), *((4*x, 4*y, *how) for x,y,*how in ((1, 0, 'left', 'center'), (-1, 0, 'right', 'center'), (0, 1, 'center', 'bottom'), (0, -1, 'center', 'top'),
+                                         (1, 1, 'left', 'bottom'), (-1, 1, 'right', 'bottom'), (1, -1, 'left', 'top'), (-1, -1, 'right', 'top')))]   # points, and which side of a word is there
 
 def plot_word_vectors(
     both:dict, # title to `WordVectors`
@@ -477,7 +483,8 @@ def plot_language_bias(self:CaptionInterpretation,
     fig,axs = plt.subplots(1, 2, figsize=(width, 3.8), width_ratios=[len(words), len(scores) + 0.5], layout='constrained')
     for ax,o in zip(axs, (words, scores)):
         for i,(k,c) in enumerate(zip(_shown, ('#0072B2', '#999999', '#D55E00'))): ax.bar(np.arange(len(o)) + 0.27*(i - 1), o[k], 0.25, color=c, label=f'{k} picture')
-        ax.set_xticks(range(len(o)), [f'{k}\n({n:,})' for k,n in zip(o.index, o.words)] if o is words else o.index, fontsize=10)
+        turned = dict(rotation=35, ha='right', rotation_mode='anchor') if width/(len(t) + 0.5) < 0.8 else {}
+        ax.set_xticks(range(len(o)), [f'{k}\n({n:,})' for k,n in zip(o.index, o.words)] if o is words else o.index, fontsize=10, **turned)
         ax.spines[['top', 'right']].set_visible(False)
     axs[0].set(ylabel='probability of the true word, %', xlabel='kind of word (words of the references)'); axs[1].set_ylabel('score')
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False)

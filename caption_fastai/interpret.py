@@ -31,10 +31,13 @@ def _shown(caption):
     img.thumbnail((480, 480))
     return img, [caption.pipeline.on_picture(m/m.max(), img.size).clip(0, 1) for m in maps]
 
+def _lit(img, heat):
+    "A picture (H,W,3), 0..1, dark where a map (H,W) is low; what was looked at keeps its colours"
+    return np.asarray(img)/255*(0.2 + 0.8*heat[...,None])
+
 def _lay(ax, img, heat, word='', size=12):
-    "A picture with a map over it"
-    ax.imshow(img); ax.imshow(heat, cmap='gray', alpha=0.65, vmin=0, vmax=1, interpolation='bilinear')
-    ax.set_title(word, fontsize=size, parse_math=False)
+    "A picture in the light of a map"
+    ax.imshow(_lit(img, heat)); ax.set_title(word, fontsize=size, parse_math=False)
 
 _tallest = 2.4   # picture, inches
 
@@ -62,16 +65,15 @@ def plot_attention(self:Caption,
     width:float=12., # of the figure at most, inches
     strip:bool=False # all in one row, at most 1.4 inches a word, whatever `width` and `ncols` say?
 )->plt.Figure:
-    "The picture, and for each word where the model looked; ValueError for a system without attention"
+    "The picture, and for each word in the light where the model looked, relative to the place that it looked at most; ValueError for a system without attention"
     img,maps = _shown(self)
     n,(widest,aspect) = len(self.words) + 1,_cell(img, width)
     if strip: ncols,width = n,1.4*n
     ncols = min(ncols or max(_ncols(n, aspect), int(width/widest)), n)
     cell = min(widest, width/ncols)
-    size = _fit(self.words, cell)
-    fig,axs = _axes_of(math.ceil(n/ncols), ncols, cell, aspect, self.text, size)
+    fig,axs = _axes_of(math.ceil(n/ncols), ncols, cell, aspect, self.text)
     axs.flat[0].imshow(img)
-    for ax,word,heat in zip(axs.flat[1:], self.words, maps): _lay(ax, img, heat, word, size)
+    for ax,word,heat in zip(axs.flat[1:], self.words, maps): _lay(ax, img, heat, word, _fit([word], cell))
     return fig
 
 @patch
@@ -87,9 +89,8 @@ def save_attention_gif(self:Caption,
     shape = [max(1, round(scale*n)) for n in img.size]
     frames = []
     for i,(word,heat) in enumerate(zip(self.words, maps), 1):
-        grey = Image.fromarray((heat*255).astype(np.uint8)).convert('RGB')
         frame = Image.new('RGB', (width, shape[1] + 2*size), 'white')
-        frame.paste(Image.blend(img, grey, 0.65).resize(shape), ((width - shape[0])//2, 0))
+        frame.paste(Image.fromarray((255*_lit(img, heat)).round().astype(np.uint8)).resize(shape), ((width - shape[0])//2, 0))
         draw = ImageDraw.Draw(frame)
         draw.text((width/2, shape[1] + size), word, 'black', ImageFont.load_default(min(size, 1.6*width/len(word))), anchor='mm')
         draw.rectangle((0, shape[1], width*i/len(self.words), shape[1] + 2), fill='black')   # how far the caption is
@@ -108,11 +109,12 @@ def plot_beams(
     shown = [_shown(c) for c in captions]
     img,n = shown[0][0],max(len(c.words) for c in captions) + 1
     cell,aspect = _cell(img, inches)
-    ncols,size = max(1, min(n, int(width/cell))),min(_fit(c.words, cell) for c in captions)
-    fig,axs = _axes_of(len(captions)*math.ceil(n/ncols), ncols, cell, aspect, captions[0].text, size)
+    ncols = max(1, min(n, int(width/cell)))
+    fig,axs = _axes_of(len(captions)*math.ceil(n/ncols), ncols, cell, aspect, captions[0].text)
     for row,c,(_,maps) in zip(axs.reshape(len(captions), -1), captions, shown):
-        row[0].imshow(img); row[0].set_title(f'{c.score:.2f}', fontsize=size)
-        for ax,word,heat in zip(row[1:], c.words, maps): _lay(ax, img, heat, word, size)
+        score = f'{c.score:.2f}'
+        row[0].imshow(img); row[0].set_title(score, fontsize=_fit([score], cell))
+        for ax,word,heat in zip(row[1:], c.words, maps): _lay(ax, img, heat, word, _fit([word], cell))
     return fig
 
 # %% ../nbs/14_interpret.ipynb #cell-009
@@ -122,7 +124,9 @@ def _draw_loss(ax, h, t):
     if (valid := t.valid_loss.astype(float)).notna().any(): ax.plot(t.batches, valid, 'o-', label='validation', color='tab:orange')
     ax.legend()
 
-def _draw_bleu(ax, h, t): ax.plot(t.batches, t.bleu4.astype(float), 'o-', color='tab:green'); ax.set_ylim(0)
+def _draw_bleu(ax, h, t):
+    bleu = t.bleu4.astype(float)
+    ax.plot(t.batches, bleu, 'o-', color='tab:green', clip_on=False); ax.set_ylim(0, max(1.08*bleu.max(), 1))
 
 def _draw_rate(ax, h, t):
     "Down to a fortieth of the lowest peak: the end of a cycle lies far below"

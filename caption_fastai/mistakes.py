@@ -59,7 +59,7 @@ def wrong_words(
     return missed, [w for w in dict.fromkeys(said) if w not in count and named(w)]
 
 # %% ../nbs/14d_mistakes.ipynb #cell-013
-_by,_names = ('loss', 'bleu', 'cider'),dict(bleu='BLEU', cider='CIDEr')
+_by,_names = ('loss', 'bleu', 'cider'),dict(bleu='sentence BLEU', cider='CIDEr')
 
 class CaptionInterpretation:
     "Captions of a split beside their references, with loss and scores of each picture in `table`"
@@ -147,7 +147,7 @@ def _lines(text, width): return textwrap.fill(text, width, subsequent_indent='  
 def _notes(interp, i, width, n_refs=5):
     "Scores, wrong words and references of a picture, as lines"
     row,(missed,made_up) = interp.table.loc[i],wrong_words(interp.table.caption[i], interp.refs[i])
-    lines = [f'loss {row.loss:.2f}, BLEU {row.bleu:.0f}, CIDEr {row.cider:.0f}']
+    lines = [f'loss {row.loss:.2f}, sentence BLEU {row.bleu:.0f}, CIDEr {row.cider:.0f}']
     for name,words in dict(missed=missed, **{'made up': made_up}).items():
         if words: lines.append(_lines(f"{name}: {', '.join(words)}", width))
     return '\n'.join(lines), '\n'.join(_lines(f'– {r}', width) for r in interp.refs[i][:n_refs])
@@ -177,7 +177,7 @@ def _rows(heights, widths, width):
 def _map_words(cap, n):
     "Places of the first words that speak of something, objects before others"
     rank = dict(object=0, action=1, colour=2, relation=3, count=4)
-    at = [t for t,w in enumerate(cap.words) if word_kind(w) in rank]
+    at = [t for t,w in enumerate(cap.words) if word_kind(w) in rank and w not in cap.words[:t]]
     return sorted(sorted(at, key=lambda t: rank[word_kind(cap.words[t])])[:n])
 
 def _draw_maps(axs, img, cap):
@@ -341,7 +341,7 @@ mark{background:none;color:var(--wrong);text-decoration:underline}.missed{color:
 </style></head><body>
 <form><label>Word <input name="q" type="search" placeholder="in caption or references"></label>
 <label>in <select name="in"><option value="all">caption or references</option><option value="caption">caption</option><option value="missed">missed words</option><option value="made">made-up words</option></select></label>
-<label>Score <select name="by"><option value="cider">CIDEr</option><option value="bleu">BLEU</option><option value="loss">loss</option></select></label>
+<label>Score <select name="by"><option value="cider">CIDEr</option><option value="bleu">sentence BLEU</option><option value="loss">loss</option></select></label>
 <label>from <input name="lo" type="number" step="any"></label><label>to <input name="hi" type="number" step="any"></label>
 <label>Order <select name="order"><option value="down">highest first</option><option value="up">lowest first</option></select></label>
 <output aria-live="polite"></output></form><main></main>
@@ -356,7 +356,7 @@ for(const o of items){
   for(const w of o.caption.split(' '))cap.append(o.made.includes(w)?el('mark',w):w,' ')
   for(const r of o.refs)list.append(el('li',r))
   more.append(el('summary','references'),list)
-  a.append(img,cap,el('p',`CIDEr ${o.cider} · BLEU ${o.bleu} · loss ${o.loss??'nan'}`,'scores'));o.loss??=Infinity
+  a.append(img,cap,el('p',`CIDEr ${o.cider} · sentence BLEU ${o.bleu} · loss ${o.loss??'nan'}`,'scores'));o.loss??=Infinity
   if(o.missed.length)a.append(el('p','missed: '+o.missed.join(', '),'missed'))
   a.append(more);o.card=a
   o.sets={caption:words(o.caption),missed:o.missed.flatMap(words),made:o.made.flatMap(words)};o.sets.all=o.sets.caption.concat(o.refs.flatMap(words))

@@ -32,7 +32,7 @@ def main(*runs, n):
 def write(game):
     tables = {stage: pointing_table(g).assign(scenes=g.groupby(['method', 'kind']).picture.nunique()) for stage,g in game.groupby('stage')}
     t = pd.concat(tables, names=['stage']).reset_index()
-    t.insert(5, 'hits', (t.hit*t.words).round(1))   # of chance, those to be expected
+    t.insert(t.columns.get_loc('hit') + 1, 'hits', (t.hit*t.words).round(1))   # of chance, those to be expected
     t.round(4).to_csv(Path(__file__).parent/'pointing.csv', index=False)
 
 

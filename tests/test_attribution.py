@@ -139,7 +139,7 @@ def test_a_strip_is_one_row():
 def test_a_figure_has_the_pictures_proportions():
     for size in ((300, 120), (120, 300)):
         ax = fake(3, size, 49).plot_attention().axes[1]
-        assert [im.get_array().shape[:2] for im in ax.images] == [size[::-1]]*2
+        assert [im.get_array().shape[:2] for im in ax.images] == [size[::-1]]
 
 @pytest.mark.parametrize('n', [1, 12])
 def test_animation_has_a_frame_a_word(tmp_path, n):
@@ -280,10 +280,10 @@ def test_captions_of_other_pictures(captioner, pictures):
 
 def test_a_report_of_pointing(trained, pictures, capsys, monkeypatch):
     "Of how many words it is, or why there are none"
-    monkeypatch.setattr(app, 'pointing_game', lambda c, scenes, methods: pointing_game(c, scenes, methods, true_captions(c, scenes)))
+    monkeypatch.setattr(app, 'pointing_game', lambda c, scenes, methods, **kw: pointing_game(c, scenes, methods, true_captions(c, scenes), **kw))
     report = app._Report('test', read_scenes(next(iter(pictures)).parent.parent))
     report.learn = trained
-    for scenes,says in ((report.scenes, r'nouns \d+% of \d+ \(chance'), ({k: Scene([], 'white', 1) for k in report.scenes}, 'not known: scenes: no word')):
+    for scenes,says in ((report.scenes, r'nouns \d+% of \d+, \d+% no further from its middle than one place \(chance \d+%, \d+%\)'), ({k: Scene([], 'white', 1) for k in report.scenes}, 'not known: scenes: no word')):
         report.scenes = scenes
         report._point()
         assert re.search(says, capsys.readouterr().out)

@@ -207,7 +207,7 @@ def test_attention_of_a_gru(n, size):
     cap = babbler(-99., cell='gru', grid=3).caption(grey(size), max_len=n)
     fig = cap.plot_attention()
     assert cap.maps.shape == (n, 3, 3) and [ax.get_title() for ax in fig.axes if ax.get_title()] == cap.words
-    assert [im.get_array().shape[:2] for im in fig.axes[1].images] == [size[::-1]]*2
+    assert [im.get_array().shape[:2] for im in fig.axes[1].images] == [size[::-1]]
 
 @pytest.mark.parametrize('grouped', [True, False])
 def test_results_show_one_true_caption(few, grouped):
