@@ -223,7 +223,7 @@ def pointing_game(
         size = open_image(c.image).size
         for i,kind,objs in _spoken(c.words, scene):
             w = _Word(captioner, c, i)
-            drops = math.exp(w.logp) - w.blanked().exp().cpu() if drop else torch.full((1, 1), math.nan)
+            drops = math.exp(w.logp) - w.blanked().exp().cpu() if drop else torch.full((w.g, w.g), math.nan)
             hit,near = _targets(captioner.pipeline, size, w.g, objs)
             other = _targets(captioner.pipeline, size, w.g, [o for o in scene.objs if o not in objs])[0] & ~hit
             about = dict(picture=str(c.image), place=i, word=c.words[i], kind=kind, prob=math.exp(w.logp))

@@ -137,10 +137,12 @@ def _check_images(hyps, refs):
     for name,lost in (('refs', [i for i in hyps if not refs.get(i)]), ('hyps', [i for i in refs if i not in hyps])):
         if lost: raise ValueError(f"{name}: {lost[0]}{f' and {len(lost)-1} more have' if lost[1:] else ' has'} no {dict(refs='reference', hyps='caption')[name]}")
 
+def _text(k, v): return f'{v:.3f}' if k in ('length_ratio', 'new', 'top5_accuracy') else f'{v:.1f}'   # shares, or percent and words
+
 class Scores(dict):
     "Scores by name, which show themselves with their intervals"
     def __repr__(self):
-        within = {k: f' ({lo:.3g} to {hi:.3g})' for k,(lo,hi) in self.get('intervals', {}).items()}
+        within = {k: f' ({_text(k, lo)} to {_text(k, hi)})' for k,(lo,hi) in self.get('intervals', {}).items()}
         return '\n'.join(f"{k:<14}{f'{v:.4g}' if isinstance(v, float) else v}{within.get(k, '')}" for k,v in self.items() if k != 'intervals')
 
 def score_captions(
@@ -192,8 +194,8 @@ def score_table(
 )->pd.DataFrame: # a row for each name
     "Scores below each other, each measure with its 95% interval"
     def shown(s):
-        within = {k: f' ({lo:.3g} to {hi:.3g})' for k,(lo,hi) in s.get('intervals', {}).items()}
-        return {k: f'{v:.3g}{within[k]}' if k in within else round(v, 3) if isinstance(v, float) else v for k,v in s.items() if k not in ('intervals', 'signature', 'n')}
+        within = {k: f' ({_text(k, lo)} to {_text(k, hi)})' for k,(lo,hi) in s.get('intervals', {}).items()}
+        return {k: f'{_text(k, v)}{within[k]}' if k in within else round(v, 3) if isinstance(v, float) else v for k,v in s.items() if k not in ('intervals', 'signature', 'n')}
     return pd.DataFrame.from_dict({name: shown(s) for name,s in scores.items()}, orient='index')
 
 # %% ../nbs/10_metrics.ipynb #cell-027
