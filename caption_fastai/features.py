@@ -142,7 +142,7 @@ def _fill(part, encoder, pipeline, images, key, bs, num_workers):
     shape = [len(images), *_forward(encoder, torch.zeros(1, 3, pipeline.size, pipeline.size)).shape[1:]]
     row,begun = _row(shape[1:]),part.exists() and part.stat().st_size >= _HEADER
     if begun: _check_key(part, key, _read_header(part)[0])
-    done = min(len(images), (part.stat().st_size - _HEADER)//row.itemsize) if begun else 0
+    done = _n_whole(part, row, min(len(images), (part.stat().st_size - _HEADER)//row.itemsize), bs) if begun else 0
     need,free = (len(images) - done)*row.itemsize,shutil.disk_usage(part.parent).free
     print(f'{part.stem}: features {tuple(shape[1:])} of {len(images)} pictures, {done} of them are there; {_size(need)} to write, {_size(free)} free', flush=True)
     if need + _HEADER > free: raise OSError(f'{part}: {_size(need)} of features do not fit into the {_size(free)} that are free; make room or name a file on another disk')
@@ -160,6 +160,12 @@ def _fill(part, encoder, pipeline, images, key, bs, num_workers):
                 f.write(rows); n += 1
             f.flush(); os.fsync(f.fileno())
     except OSError as e: raise OSError(f'{part}: {e.strerror or e} after {min(done + n*bs, len(images))} of {len(images)} pictures; they stay, run again to go on') from None
+
+def _n_whole(part, row, n, bs):
+    "Of the `n` rows of an unfinished file those before the batch with the first damaged one, as a power cut leaves it"
+    rows = np.memmap(part, row, 'r', _HEADER, n) if n else ()
+    bad = next((i for i,r in enumerate(rows) if zlib.crc32(np.ascontiguousarray(r['features'])) != r['sum']), None)
+    return n if bad is None else bad//bs*bs
 
 def _size(n): return f'{n/1e9:.1f} GB' if n >= 1e9 else f'{n/1e6:.1f} MB'
 

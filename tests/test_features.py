@@ -81,6 +81,16 @@ def test_changed_picture_is_noticed(encoder, images, built):
     picture(images[3], seed=99)
     fails(ValueError, lambda: build_features(encoder, PIPELINE, images, built.fname), built.fname, 'images')
 
+def test_a_damaged_row_of_an_unfinished_file(encoder, images, built, tmp_path):
+    "It is made again, with all after it"
+    fname = tmp_path/'again'
+    with pytest.raises(KeyboardInterrupt): build_features(encoder, Counted(9), images, fname, bs=4)
+    part = tmp_path/'again.part'
+    size = (part.stat().st_size - 4096)//8
+    with open(part, 'r+b') as f: f.seek(4096 + 5*size + 10); f.write(bytes(size - 20))   # of the sixth of eight
+    build_features(encoder, pipeline := Counted(), images, fname, bs=4)
+    assert pipeline.seen == images[4:] and fname.read_bytes() == built.fname.read_bytes()
+
 def cut(b): return b[:-1]
 def flip(b): return b[:40] + bytes([b[40] ^ 1]) + b[41:]
 
