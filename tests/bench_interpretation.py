@@ -19,7 +19,7 @@ def main():
     o = p.parse_args()
     captioner = Captioner.load(o.captioner)
     learn = caption_learner(CaptionDataLoaders.from_flickr8k(o.data, grouped=True, num_workers=0, **captioner.data_args()), captioner)
-    seconds = interleaved(o.rounds, evaluate=lambda r: learn.evaluate(beam_sz=3, measures=WITHOUT_JAVA), interpret=lambda r: CaptionInterpretation.from_learner(learn, beam_sz=3))
+    seconds = interleaved(o.rounds, evaluate=lambda r: learn.evaluate(beam_sz=3, measures=WITHOUT_JAVA, n_boot=0), interpret=lambda r: CaptionInterpretation.from_learner(learn, beam_sz=3))
     n = len(learn.dls.refs('valid'))
     print(f"{n} pictures: evaluate {seconds['evaluate']:.0f} s, CaptionInterpretation {seconds['interpret']:.0f} s, {seconds['interpret']/seconds['evaluate']:.2f} times as long")
 
