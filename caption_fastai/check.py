@@ -317,6 +317,9 @@ def caption_check(
         print(f'caption_check: {error}', file=sys.stderr)
         if o.json: print(json.dumps(dict(ok=False, error=error)))
         return 2
+    except KeyboardInterrupt:
+        print('caption_check: interrupted', file=sys.stderr)
+        return 130   # as of a shell
     enc = sys.stdout.encoding or 'utf-8'
     print(json.dumps(report.to_dict()) if o.json else repr(report).encode(enc, 'backslashreplace').decode(enc))   # names of files may hold any bytes
     return int(not report.ok)

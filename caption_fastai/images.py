@@ -6,7 +6,7 @@
 __all__ = ['MAX_PIXELS', 'IMAGENET', 'to_rgb', 'open_image', 'image_fault', 'ImagePipeline', 'picture_batches']
 
 # %% ../nbs/02b_images.ipynb #cell-003
-import warnings
+import signal, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -157,6 +157,8 @@ def _with_faults(batch):
     good = [i for i,o in enumerate(batch) if isinstance(o, torch.Tensor)]
     return good, torch.stack([batch[i] for i in good]) if good else None, [(i, o) for i,o in enumerate(batch) if not isinstance(o, torch.Tensor)]
 
+def _ignore_ctrl_c(i): signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is for the process that asks for the pictures
+
 def picture_batches(
     pipeline, # makes a tensor of a picture, as `ImagePipeline`
     srcs:list, # pictures, all that `open_image` takes
@@ -167,7 +169,7 @@ def picture_batches(
     whole = not hasattr(pipeline, 'pixels')   # else normalised here, all at once
     with ThreadPoolExecutor(torch.get_num_threads()) if num_workers == 0 else nullcontext() as threads:
         pictures = _Pictures(pipeline if whole else pipeline.pixels, srcs, threads)
-        batches = torch.utils.data.DataLoader(pictures, bs, num_workers=num_workers, collate_fn=_with_faults)
+        batches = torch.utils.data.DataLoader(pictures, bs, num_workers=num_workers, collate_fn=_with_faults, worker_init_fn=_ignore_ctrl_c)
         for start,(good,imgs,faults) in zip(range(0, len(srcs), bs), batches):
             if good and not whole: imgs = pipeline.normalize(imgs)
             yield [start + i for i in good], imgs, [(start + i, e) for i,e in faults]

@@ -132,6 +132,11 @@ def test_exit_status(tmp_path, capsys):
     assert not said['ok'] and 'none: no such file' in said['error']
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='names of files are UTF-8 elsewhere')
+def test_interrupted(tmp_path, capsys, monkeypatch):
+    def ctrl_c(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(check, 'check_captions', ctrl_c)
+    assert caption_check([str(tmp_path)]) == 130 and capsys.readouterr().err == 'caption_check: interrupted\n'
+
 def test_a_name_of_any_bytes(tmp_path, capsys):
     d = flickr_folder(tmp_path/'d', some_captions(3))
     name = os.fsdecode(b'\xff.jpg')

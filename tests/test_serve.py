@@ -173,7 +173,8 @@ def sixteen_bits(): return encoded(Image.frombytes('I;16', (60, 50), bytes(range
 
 GOOD = dict(png=PNG, jpeg=JPEG, webp=encoded(SCENE, 'WEBP'), gif=encoded(SCENE, 'GIF'), bmp=encoded(SCENE, 'BMP'), tiff=encoded(SCENE, 'TIFF'), cmyk=encoded(SCENE.convert('CMYK'), 'JPEG'), grey=encoded(SCENE.convert('L')),
             palette=encoded(SCENE.convert('P')), transparent=encoded(SCENE.convert('RGBA')), two_colours=encoded(SCENE.convert('1')), sixteen_bits=sixteen_bits(), rotated=rotated(), one_pixel=encoded(Image.new('RGB', (1, 1))),
-            strip=encoded(Image.new('RGB', (5000, 1))), animated=encoded(SCENE, 'GIF', save_all=True, append_images=[SCENE.rotate(90)]*3), polyglot=PNG + b'<html><script>alert(1)</script>' + b'PK\x03\x04')
+            strip=encoded(Image.new('RGB', (5000, 1))), animated=encoded(SCENE, 'GIF', save_all=True, append_images=[SCENE.rotate(90)]*3),
+            animated_webp=encoded(SCENE, 'WEBP', save_all=True, append_images=[SCENE.rotate(90)]*3), animated_png=encoded(SCENE, 'PNG', save_all=True, append_images=[SCENE.rotate(90)]*3), polyglot=PNG + b'<html><script>alert(1)</script>' + b'PK\x03\x04')
 
 @pytest.mark.parametrize('kind', GOOD)
 def test_good_pictures(client, captioner, kind):
