@@ -325,7 +325,9 @@ def _write(ax, xy, words, colors):
         for x,y,ha,va in _beside:
             text = ax.annotate(w, p, (x, y), textcoords='offset points', color=c, fontsize=9, ha=ha, va=va, in_layout=False, parse_math=False)
             box = text.get_window_extent()
-            if free := not any(box.overlaps(o) for o in drawn): drawn.append(box); break
+            if not any(box.overlaps(o) for o in drawn):
+                drawn.append(box)
+                break
             text.remove()
         if (x, y) != (0, 0): dots.append((p, c))   # not in the middle of its word
     if dots: ax.scatter(*np.array([p for p,_ in dots]).T, s=6, c=[c for _,c in dots], alpha=0.5, zorder=0)
