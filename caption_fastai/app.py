@@ -122,7 +122,7 @@ def _train_parser():
 
 # %% ../nbs/15_app.ipynb #cell-010
 def _print_scores(scores, title):
-    nums = [f'{k} {v:.1f} ({lo:.1f} to {hi:.1f})' for k,(lo,hi) in scores['intervals'].items() for v in [scores[k]]]
+    nums = [f'{k} {v:.1f} ({lo:.1f} to {hi:.1f})' for k,(lo,hi) in scores['intervals'].items() if k in MEASURES or k.startswith('bleu') for v in [scores[k]]]
     print(f"{title}: {', '.join(nums)}; {scores['distinct']:.0%} of the captions different, {scores['mean_length']:.1f} words each\n  ({scores['signature']})")
 
 class _Report(Callback):
