@@ -171,6 +171,7 @@ class SaveProgress(Callback):
             if files: raise ValueError(f'{self.folder}: all checkpoints are damaged, train again without resume')
             return None
         self.found = d = torch.load(io.BytesIO(raw[16:]), map_location=learn.dls.device, weights_only=False)
+        if 'processes' not in d: raise ValueError(f'{f}: was written by an earlier version of this program; go on with that one, or without resume')
         at = d['at']
         def begun(stages): return [*stages[:at], *[replace(s, lr=0., bs=None) for s in stages[at:at+1]]]
         if begun(d['stages']) != begun(self.stages) or d['processes'] != num_distrib():

@@ -218,6 +218,12 @@ def test_resume_with_other_stages(scenes, whole):
     "To go on with other stages than those that were begun is an error"
     fails(ValueError, lambda: run(scenes, whole.path, [Stage(2, 1e-2, freeze=True, bs=4)], resume=True), 'progress_', 'other stages')
 
+def test_a_checkpoint_of_an_earlier_version(scenes, tmp_path):
+    (tmp_path/'models').mkdir()
+    torch.save(dict(stages=['Stage(epochs=2)'], at=0), f := io.BytesIO())
+    (tmp_path/'models'/'progress_000000.pth').write_bytes(learner._check_sum(f.getvalue()) + f.getvalue())
+    fails(ValueError, lambda: run(scenes, tmp_path, resume=True), 'progress_000000.pth', 'earlier version', 'without resume')
+
 def killed(scenes, path, arm=lambda: None, **kw):
     "Train in a process of its own, where `arm` is called first; was it killed?"
     def train():
