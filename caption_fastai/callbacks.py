@@ -64,7 +64,7 @@ def attention_penalty(
     return ((n_words/alphas.shape[-1] - total)**2).sum() / ((n_words > 0).sum()*alphas.shape[-1])
 
 class AttentionPenalty(Callback):
-    "Add `lambda_attn` times the doubly stochastic penalty to the gradient's loss"
+    "Add `lambda_attn` times the doubly stochastic penalty to the gradient's loss, but not to that of `SelfCritical`"
     order = 5
     def __init__(self, lambda_attn:float=1.): store_attr()
     def before_validate(self): self.total,self.n = 0.,0

@@ -2,6 +2,7 @@
 import builtins, io, os, signal, socket, subprocess, sys, time
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
 from accelerate import debug_launcher
@@ -9,10 +10,10 @@ from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib, set_seed
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-import caption_fastai.distributed   # noqa: F401, for `distrib_ctx`
 from caption_fastai.app import caption_train
 from caption_fastai.callbacks import BleuMetric
 from caption_fastai.data import SortishSampler
+from caption_fastai.distributed import ShareBatches
 from caption_fastai.learner import Stage, caption_learner
 from caption_fastai.metrics import WITHOUT_JAVA, Top5Accuracy
 from caption_fastai.shapes import write_shapes
@@ -191,3 +192,8 @@ def test_launched(tmp_path):
     assert p.returncode and 'rank      : 1' in said and 'Signal 9 (SIGKILL)' in said, said
     with launch('--resume', '--epochs', '2,2') as p: said = p.communicate(timeout=500)[0]
     assert p.returncode == 0 and said.count('after stage 2') == 1, said
+
+def test_accumulated_gradients_are_refused():
+    cb = ShareBatches()
+    cb.learn = SimpleNamespace(gradient_accumulation=object())
+    fails(ValueError, cb.before_fit, 'GradientAccumulation')

@@ -209,6 +209,15 @@ def test_a_new_run_where_another_was_not_done(scenes, tmp_path):
         run(scenes, tmp_path, STAGES[:1])
     assert kept.read_bytes() == raw and checkpoints(tmp_path)[-1].name == 'progress_000001_end.pth'
 
+def test_a_new_run_where_the_last_checkpoint_is_damaged(scenes, tmp_path):
+    "The one before it is kept, with the best weights"
+    with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, STAGES[:1], cbs=[At(7, stop)], save_minutes=0)
+    good,bad = checkpoints(tmp_path)
+    raw,best = good.read_bytes(),(tmp_path/'models'/'best.pth').read_bytes()
+    bad.write_bytes(b'')
+    with pytest.warns(UserWarning, match=rf'unfinished_1.pth.*{good.name}.*unfinished_1_best.pth'): run(scenes, tmp_path, STAGES[:1])
+    assert (tmp_path/'models'/'unfinished_1.pth').read_bytes() == raw and (tmp_path/'models'/'unfinished_1_best.pth').read_bytes() == best
+
 def test_resume_after_the_end(scenes, whole):
     "A run that has come to its end only takes its best weights"
     before = result(whole)
