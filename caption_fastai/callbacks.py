@@ -100,7 +100,7 @@ class SelfCritical(Callback):
 
     def before_fit(self):
         encode = self.dls.vocab.encode
-        self.reward,self.rewards = CiderReward([[encode(c)[1:] for c in caps] for caps in self.dls.refs('train').values()]),[]   # `EOS` counts: an unfinished caption is worse
+        self.reward = CiderReward([[encode(c)[1:] for c in caps] for caps in self.dls.refs('train').values()])   # `EOS` counts: an unfinished caption is worse
 
     def before_batch(self):
         if not self.training: return
@@ -111,7 +111,7 @@ class SelfCritical(Callback):
             if isinstance(m, nn.RNNBase): m.train()   # else cuDNN has no gradient; between several LSTMs there is dropout then
         true = self.yb[0] if self.yb[0].ndim == 3 else self.yb[0].unsqueeze(1)
         r = torch.tensor([self.reward(*(self._ids(o) for o in pair)) for pair in zip(caps, true)], device=feats.device)   # (bs,k)
-        self.rewards.append(r.mean().item())
+        self.mean = r.mean().item()
         self.weight = (r - r.mean(1, keepdim=True))*self.k/(self.k - 1)   # the same as r minus the mean of the others
         self.learn.xb,self.learn.yb = (feats,),(caps,)
 

@@ -29,9 +29,9 @@ from .text import read_vectors, vocab_vectors
 
 # %% ../nbs/12_learner.ipynb #cell-007
 class History(Callback):
-    "The epochs of all fits as rows (`rows`), and of each training batch the loss (`losses`, NaN where it is not that of true captions, see `SelfCritical`), the decoder's rate (`lrs`) and the probability of teacher forcing (`prs`)"
+    "The epochs of all fits as rows (`rows`), and of each training batch the loss (`losses`, NaN where it is not that of true captions) or the mean reward (`rewards`, see `SelfCritical`), the decoder's rate (`lrs`) and the probability of teacher forcing (`prs`)"
     order = 55
-    def __init__(self, fname=None): self.fname,self.rows,self.losses,self.lrs,self.prs,self.stage = fname,[],[],[],[],0
+    def __init__(self, fname=None): self.fname,self.rows,self.losses,self.rewards,self.lrs,self.prs,self.stage = fname,[],[],[],[],[],0
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
         self.new,self.trains = True,False
@@ -40,17 +40,20 @@ class History(Callback):
         self.new,self.trains = False,True
     def after_batch(self):
         if not self.training: return
-        self.losses.append(self.loss.detach() + (math.nan if hasattr(self.learn, 'self_critical') else 0)); self.lrs.append(self.opt.hypers[-1]['lr']); self.prs.append(self.model.decoder.pr_force)
+        own = getattr(self.learn, 'self_critical', None)
+        self.losses.append(self.loss.detach() + (math.nan if own else 0)); self.rewards.append(own.mean if own else math.nan); self.lrs.append(self.opt.hypers[-1]['lr']); self.prs.append(self.model.decoder.pr_force)
     def after_epoch(self):
         if not self.trains: return
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
-        self.rows.append({'stage': self.stage, **row, 'batches': len(self.losses)})
+        n = len(self.losses) - (self.rows[-1]['batches'] if self.rows else 0)
+        own = [r for r in self.rewards[-n:] if not math.isnan(r)]
+        self.rows.append({'stage': self.stage, **row, 'batches': len(self.losses), **({'reward': sum(own)/len(own)} if own else {})})
         if self.fname is not None and not rank_distrib(): _write(Path(self.fname), self.table.to_csv(index=False).encode())
     def after_fit(self): self.run = True
 
     @property
     def table(self)->pd.DataFrame:
-        "A row an epoch; `batches` is the number of training batches until its end"
+        "A row an epoch; `batches` is the number of training batches until its end, `reward` the mean CIDEr (0 to 10) of captions drawn by `SelfCritical`"
         return pd.DataFrame(self.rows)
 
 # %% ../nbs/12_learner.ipynb #cell-009
@@ -120,7 +123,7 @@ class SaveBest(SaveModelCallback):
 
 class SaveProgress(Callback):
     "In `fit_stages`, write after each epoch and every `minutes` all that is needed to go on from there; stop at Ctrl-C and where the loss or a weight is no number"
-    order,_keys = 65,('rows', 'losses', 'lrs', 'prs', 'stage')   # after `SaveBest`
+    order,_keys = 65,('rows', 'losses', 'rewards', 'lrs', 'prs', 'stage')   # after `SaveBest`
     def __init__(self, folder, stages, data, best=None, minutes=10.): # `data`: what `_data_sum` gives
         self.folder,self.stages,self.best,self.minutes = folder,stages,best,minutes
         self.data,self.at,self.found,self.stop,self.damaged = data,0,None,False,[]
@@ -302,6 +305,11 @@ class SaveProgress(Callback):
 # %% ../nbs/12_learner.ipynb #cell-011
 def _n_frozen(stage): return -1 if stage.freeze is True else int(stage.freeze)   # for `freeze_to`
 
+def _self_critical(stage):
+    if not stage.self_critical: return L()
+    try: return L(SelfCritical(**(stage.self_critical if isinstance(stage.self_critical, dict) else {})))
+    except TypeError as e: raise ValueError(f'Stage(self_critical={stage.self_critical}): {e}') from None
+
 class CaptionLearner(Learner):
     "A fastai `Learner` of a `CaptionModel`"
     first_epoch,stages,views,train_vectors,settings = 0,None,1,True,{}
@@ -427,7 +435,7 @@ class CaptionLearner(Learner):
         for i,s in enumerate(stages[at:], at):
             self._begin_stage(s)
             progress.at,self.first_epoch = i,done if i == at else 0
-            more = L(cbs) + L(best) + [SeedBatches(), progress] + (SelfCritical() if s.self_critical else L())
+            more = L(cbs) + L(best) + [SeedBatches(), progress] + _self_critical(s)
             try:
                 with progress.gently(): (self.fit_one_cycle if s.one_cycle else self.fit)(s.epochs, s.lr, cbs=more)
             except torch.OutOfMemoryError as e:
@@ -442,6 +450,7 @@ class CaptionLearner(Learner):
     def _check_stage(self, s, cbs=()):
         if s.one_cycle and any(isinstance(cb, ReduceLROnPlateau) for cb in cbs): raise ValueError('ReduceLROnPlateau: in a stage of one cycle each batch has a rate of its own, pass Stage(..., one_cycle=False)')
         system,parts = self.model.config['system'],[n for n,_ in self.model.decoder.named_children()]
+        _self_critical(s)   # a bad argument is known before the first stage
         if s.blind and self.model.decoder.blind is None: raise ValueError(f'Stage(blind=True): {system} has no text part of its own, merge has')
         if lost := [n for n in s.only or () if n not in parts]: raise ValueError(f"Stage(only=...): {system} has no part '{lost[0]}', it has {', '.join(parts)}")
 

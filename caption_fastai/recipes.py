@@ -23,7 +23,7 @@ class Stage:
     one_cycle:bool=True # rise and fall of the rate (Smith 2018), or always `lr`
     blind:bool=False # learn from captions alone, without pictures? For `merge`
     only:tuple=None # names of the decoder's parts that train, None for all of it
-    self_critical:bool=False # learn from captions of its own, by their CIDEr? See `SelfCritical`
+    self_critical:bool|dict=False # learn from captions of its own, by their CIDEr? Or arguments of `SelfCritical`, as in dict(k=10)
 
 # %% ../nbs/11b_recipes.ipynb #cell-009
 _text = 'embedding', 'rnn', 'hidden', 'out'   # what `Merge` has beside the picture's vector

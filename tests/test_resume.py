@@ -44,7 +44,7 @@ def run(scenes, path, stages=STAGES, cbs=(), resume=False, save_minutes=10., cac
 
 def result(learn):
     h = learn.history
-    return h.table.drop(columns='time').to_dict(), [*map(float, h.losses), *h.lrs, *h.prs], tensors(learn.model)
+    return h.table.drop(columns='time').fillna(-1).to_dict(), [*map(float, h.losses), *h.rewards, *h.lrs, *h.prs], tensors(learn.model)
 
 def same(a, b):
     assert a[0] == b[0] and np.array_equal(a[1], b[1], equal_nan=True)

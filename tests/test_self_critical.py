@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import pytest, torch
 import torch.nn.functional as F
-from fastai.vision.all import set_seed
+from fastai.vision.all import Callback, set_seed
 
 from caption_fastai.callbacks import SelfCritical
 from caption_fastai.data import CaptionDataLoaders
@@ -31,13 +31,15 @@ def learner(dls, path, system='show_attend_tell', **kw):
 @pytest.mark.parametrize('freeze', [True, False])
 def test_reward_rises(dls, tmp_path, freeze):
     "Captions that the model draws get better by it, with the encoder frozen or not; loss and captions of validation are the usual ones"
-    learn,cb = learner(dls, tmp_path),SelfCritical()
+    learn = learner(dls, tmp_path)
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(12, 1e-2)
         if not freeze: learn.unfreeze()
-        learn.fit(10, slice(1e-5, 3e-3), cbs=cb)
-    first,last = sum(cb.rewards[:4])/4,sum(cb.rewards[-4:])/4
+        learn.fit(10, slice(1e-5, 3e-3), cbs=SelfCritical())
+    h = learn.history
+    first,last = sum(h.rewards[-40:-36])/4,sum(h.rewards[-4:])/4
     assert last > 1.1*first, (first, last)
+    assert h.table.reward.isna().tolist() == [True]*12 + [False]*10 and h.table.reward.iloc[-1] == pytest.approx(sum(h.rewards[-4:])/4)
     assert learn.validate()[0] == pytest.approx(float(learn.history.rows[-1]['valid_loss']), rel=1e-4)
 
 def test_as_a_stage(dls, tmp_path):
@@ -49,6 +51,17 @@ def test_as_a_stage(dls, tmp_path):
     line = learn.plot_training().axes[0].lines[0].get_ydata()   # is not drawn with the others
     assert [math.isnan(y) for y in line] == [False]*12 + [True]*4
     plt.close('all')
+
+def test_arguments_of_a_stage(dls, tmp_path):
+    "They reach `SelfCritical`; bad ones are named before anything is trained"
+    learn,seen = learner(dls, tmp_path),[]
+    class See(Callback):
+        def before_fit(self): seen.append((self.self_critical.k, self.self_critical.max_len))
+    with learn.no_bar(), learn.no_logging(): learn.fit_stages([Stage(1, 1e-4, freeze=True, self_critical=dict(k=3, max_len=8))], cbs=See())
+    assert seen == [(3, 8)]
+    for bad,says in ((dict(k=1), 'k=1: expected 2 or more'), (dict(temprature=1), 'temprature')):
+        fails(ValueError, lambda: learn.fit_stages([Stage(1), Stage(1, self_critical=bad)]), says)
+    assert len(learn.history.rows) == 1
 
 @pytest.mark.parametrize('system,kw', [('show_attend_tell', {}), ('merge', {}), ('show_attend_tell', dict(pr_force=0.5))], ids=str)
 def test_the_gradient_is_that_of_what_is_drawn(dls, tmp_path, system, kw):
