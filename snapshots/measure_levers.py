@@ -42,7 +42,7 @@ class Normed(SpatialAttention):
         return torch.sigmoid(o)*torch.tanh(self.norm_cell(c)), c
 
 
-# what it changes of the DataLoaders and of the learner
+# what it changes of the DataLoaders, of the learner and of the stage
 LEVERS = {
     'as it is': ({}, {}),
     "Adam's eps of 1e-8, not 1e-5": ({}, dict(opt_func=partial(fused_adam, eps=1e-8))),
@@ -55,6 +55,9 @@ LEVERS = {
     'no label smoothing': ({}, dict(label_smoothing=0.)),
     'word vectors of 512, not 300': ({}, dict(emb_sz=512)),
     'a state of 1,024, not 512': ({}, dict(n_hid=1024)),
+    'a constant rate of 1e-3, no cycle': ({}, {}, dict(lr=1e-3, one_cycle=False)),
+    'Adam without weight decay, not AdamW': ({}, dict(opt_func='adam', wd=0.)),
+    'the LSTM of show_attend_tell, with deep output': ({}, dict(system='show_attend_tell', deep_output=True)),
 }
 PARTS = {'1/8': (8, 24), '1/4': (4, 16), '1/2': (2, 12), '1/1': (1, 10)}   # each so many pictures, and epochs
 
@@ -67,7 +70,8 @@ def learner(data, out, lever):
         what = f'the first stage of the recipe flickr8k, one view, on {lever} of the training photographs'
     else:
         every,epochs = 1,4
-        (more,args),stage = LEVERS[lever],Stage(epochs, 4e-3, freeze=True, bs=16)
+        more,args,*of_stage = LEVERS[lever]
+        stage = Stage(**{**dict(epochs=epochs, lr=4e-3, freeze=True, bs=16), **dict(*of_stage)})
         data_args,args = dict(size=224, **more),dict(p=0.3, **args)
         what = f'spatial_attention, proj_sz=512, rate 4e-3, dropout 0.3: {lever}'
     table = read_captions(data)
