@@ -169,7 +169,7 @@ def plot_attributions(
     cell,aspect = _cell(img, width/(len(maps) + 1))
     size = _fit('\n'.join(names).split('\n'), cell)
     text = f"'{caption.words[_place(caption, word)]}' in '{caption}'"
-    fig,axs = _axes_of(1, len(maps) + 1, cell, aspect, text, size*max(n.count('\n') + 1 for n in names))
+    fig,axs = _axes_of(1, len(maps) + 1, cell, aspect, text, size*(max(n.count('\n') for n in names) + 1.6))
     for ax,m,name in zip(axs[0], [None, *maps], ['', *names]):
         ax.imshow(img if m is None else _lit(img, captioner.pipeline.on_picture(m.clip(0)/max(m.max(), 1e-12), img.size).clip(0, 1))); ax.set_title(name, fontsize=size, va='bottom')
     return fig

@@ -41,7 +41,9 @@ def main(run):
     pics = [run/'scenes'/'Images'/name for name in (run/'scenes'/'Flickr_8k.testImages.txt').read_text().split()[:40]]
     three = [p for p in pics if len(scenes[p.name].objs) == 3]
     save(plot_beam_tree(captioner, three[0], n_dropped=2), 'beam_search.png')
-    save(captioner.caption(three[1]).plot_attention(), 'attention.png')
+    caption = captioner.caption(three[1])
+    save(caption.plot_attention(), 'attention.png')
+    save(plot_attributions(captioner, caption, next(w for w in caption.words if w in SHAPES)), 'attributions.png')
     for name in ('lr_find', 'training'): shutil.copy(run/f'{name}.png', here/f'{name}.png')
 
 
