@@ -6,7 +6,7 @@
 __all__ = ['one_line_errors', 'caption_predict']
 
 # %% ../nbs/14f_predict.ipynb #cell-003
-import argparse, csv, json, os, sys, warnings
+import argparse, csv, json, os, re, sys, warnings
 from contextlib import contextmanager, nullcontext, suppress
 from glob import glob
 from io import StringIO
@@ -16,17 +16,20 @@ from torch import OutOfMemoryError
 from tqdm import tqdm
 
 from .captioner import Captioner
+from .text import _controls
 
 # %% ../nbs/14f_predict.ipynb #cell-006
 @contextmanager
 def one_line_errors(command, resume=None, lower='--beam_sz'): # `resume`: how to go on after an interruption; `lower`: options that save memory
     "Errors of the input as one line on standard error with exit status 1, warnings as one line each"
-    show,warnings.showwarning = warnings.showwarning,lambda message, *args, **kwargs: print(f'{command}: {message}', file=sys.stderr)
+    show,warnings.showwarning = warnings.showwarning,lambda message, *args, **kwargs: print(f'{command}: {_one_line(message)}', file=sys.stderr)
     try: yield
-    except (ValueError, OSError, ImportError) as e: sys.exit(f'{command}: ' + ' '.join(str(e).split('\n\t')[-1].split()))   # fastai puts a line of its own before
+    except (ValueError, OSError, ImportError) as e: sys.exit(f'{command}: ' + _one_line(str(e).split('\n\t')[-1]))   # fastai puts a line of its own before
     except OutOfMemoryError: sys.exit(f'{command}: out of GPU memory: lower {lower}, or end what else is on the GPU')
     except KeyboardInterrupt: sys.exit(f"{command}: interrupted{f'; {resume}' if resume else ''}")
     finally: warnings.showwarning = show
+
+def _one_line(message): return ' '.join(re.sub(_controls, ' ', str(message)).split())   # names of files may hold anything
 
 # %% ../nbs/14f_predict.ipynb #cell-008
 def _is_picture(name):
@@ -57,10 +60,13 @@ def _csv_line(*values):
     csv.writer(s := StringIO()).writerow(values)   # its end of a line is what it quotes in a name
     return s.getvalue().removesuffix('\r\n')
 
+def _quoted(name): return json.dumps(name) if name.startswith('"') or re.search(_controls, name) else name   # else the name would end the line, or its place in it
+def _unquoted(name): return json.loads(name) if name.startswith('"') else name
+
 _HEADER = 'image','caption','score'
-_LINES = dict(text=lambda name, c: f'{name}\t{c.text}', csv=lambda name, c: _csv_line(name, c.text, c.score),
-              json=lambda name, c: json.dumps(dict(zip(_HEADER, (name, c.text, c.score))), ensure_ascii=False))
-_READ = dict(text=lambda f: [l.rstrip('\n').rsplit('\t', 1) for l in f], csv=lambda f: [(name, text) for name,text,_ in csv.reader(f)],
+_LINES = dict(text=lambda name, c: f'{_quoted(name)}\t{c.text}', csv=lambda name, c: _csv_line(name, c.text, c.score),
+              json=lambda name, c: json.dumps(dict(zip(_HEADER, (name, c.text, c.score))), ensure_ascii=not name.isprintable()))
+_READ = dict(text=lambda f: [(_unquoted(name), text) for name,text in (l.rstrip('\n').rsplit('\t', 1) for l in f)], csv=lambda f: [(name, text) for name,text,_ in csv.reader(f)],
              json=lambda f: [(o['image'], o['caption']) for o in map(json.loads, f)])
 _TEXT = dict(encoding='utf-8', errors='surrogateescape')   # names of files may hold any bytes
 
@@ -74,7 +80,7 @@ def _done(
     with fname.open('rb+') as f:
         whole = (data := f.read().decode(**_TEXT))[:data.rfind('\n') + 1]
         while form == 'csv' and whole.count('"') % 2: whole = whole[:whole.rfind('\n', 0, -1) + 1]   # cut off within a name of two lines
-        begins = dict(text=[f'{i}\t' for i in images], csv=[','.join(_HEADER) + '\n'], json=['{"image": "'])[form]
+        begins = dict(text=[f'{_quoted(i)}\t' for i in images], csv=[','.join(_HEADER) + '\n'], json=['{"image": "'])[form]
         try:
             rows = _READ[form](StringIO(whole))
             ours = any(data.startswith(b) or b.startswith(data) for b in begins) or form == 'text' and rows and (_is_picture(rows[0][0]) or os.path.exists(rows[0][0]))
@@ -126,7 +132,7 @@ def caption_predict(
             for i,caps in captioner.stream(todo, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty, bs=captioner._bs(16)):
                 bar.update()
                 if isinstance(caps, Exception):
-                    _say(f'caption_predict: {caps}', sys.stderr); failed += 1
+                    _say(f'caption_predict: {_one_line(caps)}', sys.stderr); failed += 1
                     continue
                 _say(caps[0].text if bare else _LINES[o.form](todo[i], caps[0]), f)
                 if o.attention and not n: _save_attention(caps[0], o.attention)

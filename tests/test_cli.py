@@ -141,20 +141,42 @@ def test_predict_leaves_a_note_alone(captioner_dir, photos, tmp_path):
         command_fails(caption_predict, argv, 'out: not what these options write')
         assert (tmp_path/'out').read_bytes() == content
 
-def test_predict_names_of_two_lines(captioner_dir, photos, tmp_path):
-    "A table is a table, and is gone on with wherever it was cut off"
+@pytest.mark.parametrize('form', ROWS)
+def test_predict_names_of_two_lines(captioner_dir, photos, tmp_path, form, capsys):
+    "Or with a tab, quotes, what a terminal obeys or what is no UTF-8: each form stays what it is, and is gone on with wherever it was cut off"
     folder,out = tmp_path/'a',tmp_path/'out'
     folder.mkdir()
-    for n in '1\n2.jpg', '3\r4.jpg': shutil.copy(photos[0], folder/n)
-    argv = [str(captioner_dir), str(folder), '--beam_sz', '1', '--max_len', '2', '--csv', '--out', str(out)]
+    names = ['1\n2.jpg', '3\r4.jpg', '5\t6.jpg', '7\u20288.jpg', '9\x1b[31m.jpg', 'a\x85b.jpg', 'c"\n.jpg', 'd\\n.jpg', 'e\n\udcff.jpg']
+    for n in names: shutil.copy(photos[0], folder/n)
+    argv = [str(captioner_dir), str(folder), '--beam_sz', '1', '--max_len', '2', '--out', str(out), *([f'--{form}'] if form != 'text' else [])]
     caption_predict(argv)
-    def rows(): return [(Path(r['image']).name, r['caption']) for r in csv.DictReader(io.StringIO(out.read_bytes().decode(), newline=''))]   # scores differ in the last digits, alone or together
+    def rows():   # scores differ in the last digits, alone or together
+        said = out.read_bytes().decode(errors='surrogateescape')
+        if form == 'csv': found = [(r['image'], r['caption']) for r in csv.DictReader(io.StringIO(said, newline=''))]
+        elif form == 'json': found = [(o['image'], o['caption']) for o in map(json.loads, said.splitlines())]
+        else: found = [(json.loads(n) if n.startswith('"') else n, c) for n,c in (l.split('\t') for l in said.splitlines())]
+        return [(Path(n).name, c) for n,c in found]
     whole,before = out.read_bytes(),rows()
-    assert [n for n,_ in before] == ['1\n2.jpg', '3\r4.jpg']
-    for n in whole.index(b'2.jpg') + 2, len(whole) - 1:
+    assert [n for n,_ in before] == names and (form == 'csv' or whole.isascii() and b'\x1b' not in whole)
+    for n in whole.index(b'2.jpg') + 2, whole.index(b'8.jpg'), len(whole) - 1, len(whole):
         out.write_bytes(whole[:n])
         caption_predict([*argv, '--resume'])
         assert rows() == before
+    assert capsys.readouterr().err.splitlines()[-1].endswith('0 captioned, 0 could not be read, 9 were there already')
+    (folder/'z\n\x1b.jpg').write_text('broken')
+    with pytest.raises(SystemExit): caption_predict([*argv, '--resume'])
+    error,_ = capsys.readouterr().err.split('\n', 1)
+    assert 'a/z .jpg: not a picture that can be read' in error and rows() == before
+
+def test_predict_names_with_quotes(captioner_dir, photos, tmp_path, monkeypatch, capsys):
+    "In front, so that none is taken for a name that was quoted"
+    monkeypatch.chdir(tmp_path)
+    for n in '"1".jpg', '"2': shutil.copy(photos[0], n)
+    argv = [str(captioner_dir), '"1".jpg', '"2', '--beam_sz', '1', '--max_len', '2', '--out', 'out']
+    caption_predict(argv)
+    assert [json.loads(l.split('\t')[0]) for l in Path('out').read_text().splitlines()] == ['"1".jpg', '"2']
+    caption_predict([*argv, '--resume'])
+    assert capsys.readouterr().err.splitlines()[-1].endswith('2 were there already')
 
 def test_predict_takes_a_picture_once(captioner_dir, photos, tmp_path, capsys, monkeypatch):
     "However its name is written, and in a folder with a link to itself; a pattern may mean folders; suffixes do not depend on the machine"
