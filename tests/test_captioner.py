@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from caption_fastai.captioner import Captioner
 from caption_fastai.images import ImagePipeline
 from caption_fastai.model import caption_model
+from caption_fastai.shapes import draw_scene, make_scene
 from caption_fastai.text import MAX_VOCAB, Vocab
 from helpers import fails
 
@@ -170,6 +171,14 @@ def test_fields_that_came_later_have_defaults(folder):
         config = (folder/'config.json').read_text()
         refused(without(folder, part, field), 'config.json', part, field)
         (folder/'config.json').write_text(config)
+
+SAVED_OLDEST = {100_002: ('a little orange triangle', -3.102), 100_003: ('here is a red heart and a red circle', -7.608), 100_010: ('a yellow circle', -2.700)}   # seeds of scenes
+
+def test_a_captioner_of_the_oldest_versions():
+    "What `save_oldest.py` saved with fastai 2.8.7 and PyTorch 2.7 says the same words, whatever has changed since"
+    c = Captioner.load(Path(__file__).parent/'saved_oldest', 'cpu')
+    for cap,(text,score) in zip(c.caption([draw_scene(make_scene(seed)) for seed in SAVED_OLDEST]), SAVED_OLDEST.values()):
+        assert cap.text == text and cap.score == pytest.approx(score, abs=0.02) and cap.maps.shape == (len(cap.words), 6, 6)
 
 # Other files
 
