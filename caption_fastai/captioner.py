@@ -183,7 +183,8 @@ def _write(fname, write):
     "Write beside `fname` first, so that a file that is there is whole"
     tmp = fname.with_name(fname.name + '.part')
     try:
-        write(tmp)
+        tmp.touch(); mode = tmp.stat().st_mode   # safetensors lets nobody else read its file
+        write(tmp); tmp.chmod(mode)
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())   # else the name may reach the disk before what is in it
         os.replace(tmp, fname)
     except (OSError, SafetensorError) as e: raise OSError(f'{fname}: cannot be written ({e})') from None

@@ -50,6 +50,10 @@ def test_a_full_disk(folder):
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2)
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
 
+def test_files_of_one_mode(folder):
+    "The user of a container may read the weights where it may read the rest"
+    assert len({f.stat().st_mode for f in Captioner.load(folder, 'cpu').save(folder).iterdir()}) == 1
+
 def test_saved_over_another_and_stopped_between(folder, monkeypatch):
     "Weights beside a vocabulary of the same size that is not theirs are refused; weights that do not say whose they are load; each file is on the disk before it has its name"
     captioner,done = Captioner.load(folder, 'cpu'),[]
