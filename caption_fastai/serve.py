@@ -29,7 +29,7 @@ class Limits:
     "What a server takes; more is refused"
     max_bytes:int=10_000_000 # bytes of an upload
     max_pixels:int=32_000_000 # pixels of a picture, as its header says
-    queue:int=64 # requests inside at the same time, from the first byte of the upload to the answer
+    queue:int=64 # requests inside at the same time, from the whole upload to the answer
     bs:int=16 # pictures captioned at once
     upload_timeout:float=20. # seconds to send a request
     timeout:float=30. # seconds from then to the answer
@@ -105,7 +105,7 @@ class Batcher:
 # %% ../nbs/15b_serve.ipynb #cell-020
 class _Body:
     "The body of a request in pieces"
-    def __init__(self, receive, max_bytes): self.receive,self.max_bytes,self.size,self.more = receive,max_bytes,0,True
+    def __init__(self, receive, max_bytes, check): self.receive,self.max_bytes,self.check,self.size,self.more = receive,max_bytes,check,0,True   # `check`: may refuse it after each piece
 
     async def __aiter__(self):
         while self.more:
@@ -114,11 +114,12 @@ class _Body:
             if m['type'] == 'http.disconnect': raise ConnectionError
             if self.size > self.max_bytes + 10_000:   # the other fields, and what stands between
                 raise Refused(413, f'The upload has more than {self.max_bytes/1e6:g} million bytes; send a smaller picture.')
+            self.check()
             yield m.get('body', b'')
 
     async def drain(self, limits):
         "Throw the rest away"
-        self.max_bytes = 10*limits.max_bytes
+        self.max_bytes,self.check = 10*limits.max_bytes,lambda: None
         with suppress(ConnectionError, TimeoutError, Refused):
             async with asyncio.timeout(limits.upload_timeout):
                 async for _ in self: pass
@@ -214,28 +215,34 @@ def _answer(captions, attention):
 class _Captions:
     "From a request to the captions of its picture"
     def __init__(self, captioner, limits, Options):
-        self.captioner,self.limits,self.Options,self.inside = captioner,limits,Options,0
+        self.captioner,self.limits,self.Options,self.inside,self.bodies = captioner,limits,Options,0,set()
         self.decoders,self.batcher = ThreadPoolExecutor(2, 'decode'),Batcher(captioner, captioner._bs(limits.bs))
 
     async def __call__(self, request):
         "The answer as a dict; `Refused` says why there is none"
-        body = _Body(request.receive, self.limits.max_bytes)
+        held = self.limits.queue*self.limits.max_bytes
+        body = _Body(request.receive, self.limits.max_bytes, lambda: self._check(sum(b.size for b in self.bodies) <= held))
         try:
-            if self.inside >= self.limits.queue: raise Refused(503, 'Too many requests are waiting; try again in a few seconds.', **{'Retry-After': '2'})
-            self.inside += 1
-            try: return await self._captions(request, body)
-            finally: self.inside -= 1
+            self.bodies.add(body)
+            try: return await self._captions(request, await _read_form(request, body, self.limits))
+            finally: self.bodies.discard(body)
         except Refused:
             await body.drain(self.limits)
             raise
 
-    async def _captions(self, request, body):
-        data,options = _options(await _read_form(request, body, self.limits), self.Options)
+    def _check(self, room):
+        if not room: raise Refused(503, 'Too many requests are waiting; try again in a few seconds.', **{'Retry-After': '2'})
+
+    async def _captions(self, request, form):
+        data,options = _options(form, self.Options)
+        self._check(self.inside < self.limits.queue)
+        self.inside += 1
         try:
             async with asyncio.timeout(self.limits.timeout):
                 picture = await asyncio.get_running_loop().run_in_executor(self.decoders, open_upload, data, self.captioner.pipeline, self.limits.max_pixels)
                 return _answer(await self._wait(request, self.batcher(picture, **options.model_dump(exclude={'attention'}))), options.attention)
         except TimeoutError: raise Refused(503, f'No caption within {self.limits.timeout:g} seconds; try a smaller beam_sz, or later.', **{'Retry-After': '10'}) from None
+        finally: self.inside -= 1
 
     async def _wait(self, request, future):
         "What `future` gives, unless the client goes away before"

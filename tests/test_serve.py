@@ -1,5 +1,6 @@
 "The web demo: what is not a good request gets one sentence, and the next good one works"
 import io, json, os, re, shutil, signal, socket, struct, subprocess, sys, threading, time, tracemalloc, urllib.request, zlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest, torch
@@ -264,6 +265,25 @@ def test_slow_upload(address, http):
         answer = received(s)
     assert b' 408 ' in answer and b'took longer than 1 seconds' in answer and time.monotonic() - start < 6
     works(http)
+
+def test_slow_uploads_keep_nobody_out(captioner):
+    "However many there are, others are captioned; what lies in memory has a bound all the same"
+    httpx = pytest.importorskip('httpx')
+    long = form(part(IMAGE, PNG + bytes(85_000 - len(PNG))))
+    with server(caption_app(captioner, Limits(max_bytes=100_000, queue=2))) as address, httpx.Client(base_url='http://{}:{}'.format(*address), timeout=30) as http, ExitStack() as stack:
+        def begin(n):
+            stack.enter_context(s := socket.create_connection(address))
+            s.sendall(head(len(long)) + long[:n])
+            return s
+        slow = [begin(200) for _ in range(40)]
+        for _ in range(3):
+            works(http)
+            for s in slow: s.sendall(b'x')
+        large = [begin(len(long) - 9) for _ in range(3)]
+        for _ in range(20): http.get('/health')   # till the server has read what they sent
+        def end(s): s.sendall(long[-9:]); return s.recv(12)
+        assert sorted(map(end, large)) == [b'HTTP/1.1 200', b'HTTP/1.1 200', b'HTTP/1.1 503']
+        works(http)
 
 def test_slow_head(address, http):
     "A connection that begins no request is closed"
