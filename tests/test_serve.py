@@ -1,6 +1,6 @@
 "The web demo: what is not a good request gets one sentence, and the next good one works"
-import io, json, os, re, shutil, signal, socket, struct, subprocess, sys, threading, time, tracemalloc, urllib.request, zlib
-from contextlib import ExitStack
+import asyncio, io, json, os, re, shutil, signal, socket, struct, subprocess, sys, threading, time, tracemalloc, urllib.request, zlib
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest, torch
@@ -322,18 +322,29 @@ def test_bad_http(address, http):
         assert b'Traceback' not in answer and b' 200 ' not in answer
     works(http)
 
-def test_many_at_once(captioner):
-    "500 at once: as many as there is room for are answered, the others are told to come again"
-    import asyncio, httpx
-    app = caption_app(captioner, LIMITS)
-    async def go():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url='http://x', timeout=60) as c:
+@contextmanager
+def serving(folder, *args):
+    "`caption_serve` as a process of its own: gives its address; at the end it is interrupted, and has said nothing of errors"
+    command = [Path(sys.executable).parent/'caption_serve', folder, '--port', '0', *args]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        try:
+            yield re.search(r'http://127\.0\.0\.1:\d+', p.stdout.readline())[0]
+            p.send_signal(signal.SIGINT)
+            assert p.wait(60) == 0 and p.stderr.read() == ''
+        finally: p.kill()
+
+def test_many_at_once(captioner, tmp_path):
+    "500 clients, each over a connection of its own: as many as there is room for are answered, the others are told to come again"
+    httpx = pytest.importorskip('httpx')
+    async def ask(url):
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as c:
             return await asyncio.gather(*[c.post('/caption', files=dict(image=PNG), data=dict(max_len='5')) for _ in range(500)])
-    res = asyncio.run(go())
-    busy = [r for r in res if r.status_code != 200]
-    assert 0 < len(busy) < 500
-    for r in busy: is_refused(r, 503); assert r.headers['retry-after'] == '2'
-    works(TestClient(app))
+    with serving(captioner.save(tmp_path/'c'), '--queue', 8) as url:
+        res = asyncio.run(ask(url))
+        busy = [r for r in res if r.status_code != 200]
+        assert 0 < len(busy) < 500
+        for r in busy: is_refused(r, 503); assert r.headers['retry-after'] == '2'
+        with httpx.Client(base_url=url, timeout=60) as c: works(c)
 
 def test_no_caption_in_time(captioner):
     let_go = threading.Event()
@@ -361,17 +372,10 @@ def test_command(captioner, tmp_path, monkeypatch):
 
 def test_the_command_serves(captioner, photos, tmp_path):
     "It says where, on this machine alone by default, shows the examples it was given, captions, and ends at Ctrl-C"
-    captioner.save(tmp_path/'c')
     (tmp_path/'examples').mkdir(); shutil.copy(photos[0], tmp_path/'examples')
-    command = [Path(sys.executable).parent/'caption_serve', tmp_path/'c', '--port', '0', '--examples', tmp_path/'examples']
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
-        try:
-            address = re.search(r'http://127\.0\.0\.1:\d+', p.stdout.readline())[0]
-            with urllib.request.urlopen(f'{address}/health', timeout=60) as res: assert json.load(res)['examples'] == 1
-            with urllib.request.urlopen(f'{address}/examples/0', timeout=60) as res: assert Image.open(io.BytesIO(res.read())).size == Image.open(photos[0]).size
-            p.send_signal(signal.SIGINT)
-            assert p.wait(60) == 0 and p.stderr.read() == ''
-        finally: p.kill()
+    with serving(captioner.save(tmp_path/'c'), '--examples', tmp_path/'examples') as url:
+        with urllib.request.urlopen(f'{url}/health', timeout=60) as res: assert json.load(res)['examples'] == 1
+        with urllib.request.urlopen(f'{url}/examples/0', timeout=60) as res: assert Image.open(io.BytesIO(res.read())).size == Image.open(photos[0]).size
 
 def test_too_many_examples(captioner):
     with pytest.raises(ValueError, match='examples: 9 pictures'): caption_app(captioner, examples=[PNG]*9)
