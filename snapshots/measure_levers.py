@@ -80,7 +80,7 @@ def learner(data, out, lever):
     table = table[(table.split != 'train') | table.image.isin(train[::every])].reset_index(drop=True)
     dls = CaptionDataLoaders.from_captions(table, seed=42, num_workers=0, **{**recipe_data('flickr8k'), 'aug': None, 'aug_scale': 1., **data_args})
     learn = caption_learner(dls, recipe='flickr8k', weights='IMAGENET1K_V1', path=Path(out)/''.join(c if c.isalnum() else '_' for c in lever), **args)
-    learn.cache_features(Path(out)/f'features_{data_args["size"]}', views=1)
+    learn.cache_features(Path(out)/f'features_{data_args["size"]}_of_{len(learn.dls.train_ds)}', views=1)
     return learn,stage,what
 
 
