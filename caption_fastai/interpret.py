@@ -138,6 +138,10 @@ def _draw_forcing(ax, h, t):
     n = len(h.losses)
     ax.plot(range(n - len(h.prs), n), h.prs, color='tab:red'); ax.set_ylim(-0.05, 1.05)   # a run begun before they were kept has fewer
 
+def _draw_reward(ax, h, t):
+    n,rewards = len(h.losses),pd.Series(h.rewards)
+    ax.plot(range(n - len(rewards), n), rewards.ewm(alpha=0.02).mean().where(rewards.notna()), color='tab:brown')
+
 def _spans(t):
     "First and last batch of each stage"
     ends = t.groupby('stage').batches.max()
@@ -145,11 +149,12 @@ def _spans(t):
 
 @patch
 def plot_training(self:CaptionLearner)->plt.Figure:
-    "Loss, BLEU-4, learning rate and teacher forcing over all fits of this learner; ValueError if there was none"
+    "Loss, BLEU-4, rewards, learning rate and teacher forcing over all fits of this learner; ValueError if there was none"
     h,t = self.history,self.history.table
     if len(t) == 0: raise ValueError('nothing is trained yet: call fit_one_cycle or fit_stages first')
     rows = [(3, 'loss', _draw_loss)]
     if 'bleu4' in t and t.bleu4.astype(float).notna().any(): rows.append((2, 'BLEU-4, running free', _draw_bleu))
+    if not np.isnan(h.rewards).all(): rows.append((1.2, 'CIDEr of\nits drawn captions', _draw_reward))
     rows.append((1.2, "decoder's\nlearning rate", _draw_rate))
     if min(h.prs, default=1.) < 1: rows.append((1.2, 'probability of\nteacher forcing', _draw_forcing))
     heights,labels,draws = zip(*rows)
