@@ -53,7 +53,7 @@ class History(Callback):
 
     @property
     def table(self)->pd.DataFrame:
-        "A row an epoch; `batches` is the number of training batches until its end, `reward` the mean CIDEr (0 to 10) of captions drawn by `SelfCritical`"
+        "A row an epoch; `batches` is the number of training batches until its end, `reward` the mean CIDEr (0 to 1000) of captions drawn by `SelfCritical`"
         return pd.DataFrame(self.rows)
 
 # %% ../nbs/12_learner.ipynb #cell-009
