@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from contextlib import contextmanager
 from functools import lru_cache
 from http.client import HTTPException
+from numbers import Number
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlparse
@@ -154,15 +155,28 @@ def _columns(df, image_col, caption_col, split_col):
     if split_col is None and 'split' in df: cols['split_col'] = 'split'
     for arg,c in cols.items():
         if c is not None and c not in df: raise ValueError(f'{arg}={c!r}: no such column in {source}; it has: {has}')
-    t = pd.DataFrame({arg[:-4]: df[c] if c is not None else None for arg,c in cols.items()}, index=df.index).explode('caption')
+        if c is not None and df[c].ndim>1: raise ValueError(f'{arg}={c!r}: several such columns in {source}; rename or remove all but one')
+    t = pd.DataFrame({arg[:-4]: df[c] if c is not None else None for arg,c in cols.items()}, index=df.index)
+    t['caption'] = t.caption.map(lambda v: [v] if isinstance(v, (dict, set, frozenset)) else v)   # these are no lists of captions
+    t = t.explode('caption')
     t.attrs = dict(source=source, notes=list(df.attrs.get('notes', [])))
+    return _strings(t)
+
+_what = dict(image='image name', caption='caption', split='split')
+
+def _strings(t):
+    "Names, captions and splits as stripped strings, '' where there is none; `ValueError` where one is no text"
+    for c,what in _what.items():
+        t[c] = t[c].astype(object).where(t[c].notna(), '')
+        odd = ~t[c].map(lambda v: isinstance(v, (str, os.PathLike, Number))).astype(bool)
+        if odd.any(): raise ValueError(f"{_at(t, odd)}: the {what} is {' '.join(repr(t[c][odd].iloc[0]).split())[:60]}, which is no text; write the text itself")
+        t[c] = t[c].map(str).astype(object).str.strip()
     return t
 
 def _tidy(t):
-    "Names and captions as stripped strings; `ValueError` where one is empty"
-    for c,what in (('image', 'image name'), ('caption', 'caption')):
-        t[c] = t[c].where(t[c].notna(), '').astype(str).str.strip().astype(object)
-        if (bad := t[c]=='').any(): raise ValueError(f'{_at(t, bad)}: the {what} is empty; write one or take the row out')
+    "`ValueError` where a name or a caption is empty, or a name is none that a picture can have"
+    for c in ('image', 'caption'):
+        if (bad := t[c]=='').any(): raise ValueError(f'{_at(t, bad)}: the {_what[c]} is empty; write one or take the row out')
     if len(t)==0: raise ValueError(f"{t.attrs['source']}: there are no captions in it")
     for n in t.image.unique():
         if not _can_be_picture(n): raise ValueError(f'{_at(t, t.image==n)}: no picture can be called {n[:40]!r}; correct the name')
@@ -193,9 +207,9 @@ def _find_images(t, img_path, skip_missing):
 # %% ../nbs/01_captions.ipynb #cell-032
 def _name_splits(t):
     "The splits of `t` under our names, None where there is none"
-    names = {None: None}
-    for s in t.split[t.split.notna()].unique():
-        try: names[s] = split_name(s) if str(s).strip() else None
+    names = {'': None}
+    for s in t.split[t.split!=''].unique():
+        try: names[s] = split_name(s)
         except ValueError as e: raise ValueError(f'{_at(t, t.split==s)}: {e}') from None
     t['split'] = t.split.map(names).astype(object)
     return t

@@ -135,7 +135,6 @@ def _rows(path, find):
 def _tidy_rows(df):
     "Columns image, caption, split, words, where; nothing is left out"
     t = _name_splits(_columns(df, 'image', 'caption', None))
-    for c in ('image', 'caption'): t[c] = t[c].where(t[c].notna(), '').astype(str).str.strip().astype(object)
     unit = '' if (u := df.index.name or 'row') == 'file' else f'{u} '
     source = f"{os.path.basename(df.attrs['source'])}, " if unit and 'source' in df.attrs else ''
     t['where'],t['words'] = [f'{source}{unit}{i}' for i in t.index],[tokenize(c) for c in t.caption]

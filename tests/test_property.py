@@ -1,23 +1,24 @@
 "Properties that hold for any input, tried on what hypothesis makes up: 100 cases each, and 2,000 in the long tests"
-import itertools, json, math, signal, warnings
+import itertools, json, math, os, shutil, signal, warnings
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from hypothesis import HealthCheck, assume, example, given, settings, strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 from torch.nn.utils.rnn import pad_sequence
 
-from caption_fastai.captions import SPLITS, read_captions
+from caption_fastai.captions import SPLITS, from_table, read_captions, read_folder
 from caption_fastai.check import check_captions
 from caption_fastai.data import PadCaptions, SortishSampler, TensorCaption
 from caption_fastai.decoder import Packing, State, targets
 from caption_fastai.metrics import CiderReward, bleu, score_captions
 from caption_fastai.search import beam_search, greedy_search, sample_captions
 from caption_fastai.text import SPECIALS, Vocab, build_vocab, cap_lens, load_vocab, save_vocab, tokenize
-from helpers import picture
+from helpers import SPLIT_FILES, picture
 
 @pytest.fixture(scope='session', autouse=True)
 def no_files(tmp_path_factory): set_hypothesis_home_dir(tmp_path_factory.mktemp('hypothesis'))
@@ -74,20 +75,25 @@ def ours(f, *args, **kw):
         assert isinstance(e, OSError) or type(e) is ValueError, f'{type(e).__name__} came through: {e}'
         assert str(e) and '\n' not in str(e), f'not a line: {e}'
 
+def in_order(t):
+    "Is `t` what a reader promises?"
+    assert len(t) and list(t) == ['image', 'caption', 'split'] and set(t.split) <= set(SPLITS)
+    assert all(Path(p).is_file() for p in t.image) and all(c == c.strip() and c for c in t.caption)
+    assert (t.groupby('image').split.nunique() == 1).all()
+
+def check_data(data, read=read_captions, *args):
+    "Reading `data`, with and without the doctor, gives a table that is in order or an error of ours"
+    for skip_missing in (False, True):
+        if (t := ours(read, data, *args, skip_missing=skip_missing)) is not None: in_order(t)
+    report = ours(check_captions, data, *args, workers=1)
+    if report is not None: json.dumps(report.to_dict()), repr(report)
+    assert t is None or report is not None, 'the doctor cannot read what the reader can'
+    if report is not None and report.ok: assert 'train' in set(read(data, *args).split)
+
 def check_reading(file, raw):
-    "Reading a file of the bytes `raw`, with and without the doctor, gives a table that is in order or an error of ours"
+    "`check_data` of a file of the bytes `raw`"
     file.write_bytes(raw)
-    try:
-        for skip_missing in (False, True):
-            t = ours(read_captions, file, skip_missing=skip_missing)
-            if t is None: continue
-            assert len(t) and list(t) == ['image', 'caption', 'split'] and set(t.split) <= set(SPLITS)
-            assert all(Path(p).is_file() for p in t.image) and all(c == c.strip() and c for c in t.caption)
-            assert (t.groupby('image').split.nunique() == 1).all()
-        report = ours(check_captions, file, workers=1)
-        if report is not None: json.dumps(report.to_dict()), repr(report)
-        assert t is None or report is not None, 'the doctor cannot read what the reader can'
-        if report is not None and report.ok: assert 'train' in set(read_captions(file).split)
+    try: check_data(file)
     finally: file.unlink()
 
 token_lines = st.one_of(texts, st.tuples(st.sampled_from(['0.jpg#0', '1.jpg', '0.jpg#x', '2.jpg#0', '/', '..', '', '#1']), texts).map('\t'.join))
@@ -120,16 +126,85 @@ def test_json(folder, d, name): check_reading(folder/name, json.dumps(d).encode(
 @cases(d=karpathy | coco, cut=st.integers(0, 300))
 def test_json_cut_short(folder, d, cut): check_reading(folder/'dataset_x.json', json.dumps(d).encode()[:cut])
 
-@cases(caps=st.lists(st.tuples(st.sampled_from(['0.jpg', '1.jpg']), words), min_size=1, max_size=8))
-def test_nothing_is_lost(folder, caps):
-    "Every caption comes back, under its image and in its order"
-    file = folder/'Flickr8k.token.txt'
-    file.write_text(''.join(f'{n}#{i}\t{c}\n' for i,(n,c) in enumerate(caps)))
-    if len({n for n,_ in caps}) == 2: assert_same(read_captions(file), caps)
-    file.unlink()
+file_names = st.one_of(st.sampled_from(['0.jpg', '1.jpg', '0.png', '1.JPG', '0.txt', '1.txt', '0.TXT', '.txt', '.jpg', '0.jpg.txt', 'captions.txt', 'x.csv', 'Images']),
+                       st.tuples(texts, st.sampled_from(['.jpg', '.txt', '.tif', ''])).map(''.join))
 
-def assert_same(t, caps):
-    for n in ('0.jpg', '1.jpg'): assert [c for i,c in zip(t.image, t.caption) if Path(i).name == n] == [c for m,c in caps if m == n]
+def can_be_there(name):
+    "Can a file be called so? Line breaks are left out: messages give names as they are"
+    try: return os.fsencode(name)[:256] == os.fsencode(name) and not {*'/\0\n'} & set(name) and name not in ('', '.', '..')
+    except UnicodeEncodeError: return False
+
+@cases(files=st.dictionaries(file_names.filter(can_be_there), st.one_of(st.none(), st.none(), texts, st.lists(texts, max_size=3).map('\n'.join), st.binary(max_size=20), st.just([])), max_size=6))
+def test_folder(folder, files):
+    "A folder of pictures, texts and folders under any names"
+    with TemporaryDirectory() as d:
+        for n,what in files.items():
+            if what is None: shutil.copy(folder/'0.jpg', f'{d}/{n}')
+            elif what == []: os.mkdir(f'{d}/{n}')
+            else: Path(d, n).write_bytes(what.encode('utf-8', 'surrogatepass') if isinstance(what, str) else what)
+        for read in (read_captions, read_folder):
+            for skip_missing in (False, True):
+                if (t := ours(read, d, skip_missing=skip_missing)) is not None: in_order(t)
+        check_data(Path(d))
+
+split_lines = st.lists(st.one_of(st.sampled_from(['0.jpg', '1.jpg', '0.jpg', '1.jpg', '2.jpg', '0.jpg#0', ' 0.jpg ', '/', '..', 'a/0.jpg']), texts), max_size=4)
+
+@cases(splits=st.dictionaries(st.sampled_from([*SPLIT_FILES.values()]), st.tuples(split_lines, newline).map(lambda o: o[1].join(o[0]).encode('utf-8', 'surrogatepass')) | st.binary(max_size=20)),
+       captions=st.sampled_from(['Flickr8k.token.txt', 'captions.txt']))
+def test_split_files(folder, splits, captions):
+    "Flickr8k's lists of images beside two captions"
+    for n,raw in splits.items(): (folder/n).write_bytes(raw)
+    try: check_reading(folder/captions, b'0.jpg#0\ta dog runs here\n1.jpg#0\ta cat sits here\n' if 'token' in captions else b'image,caption\n0.jpg,a dog runs here\n1.jpg,a cat sits here\n')
+    finally:
+        for n in splits: (folder/n).unlink()
+
+cells = st.one_of(texts, st.sampled_from(['0.jpg', '1.jpg', '2.jpg', 'train', 'val', '']), st.none(), st.just(pd.NA), st.just(pd.NaT), st.floats(), st.integers(), st.booleans(), st.binary(max_size=4),
+                  st.just(Path('0.jpg')), st.lists(texts | st.none(), max_size=3), st.lists(texts, max_size=2).map(tuple), st.lists(texts, max_size=2).map(np.array), st.dictionaries(texts, texts, max_size=2), st.sets(texts, max_size=2))
+def column(usual): return st.lists(st.one_of(usual, usual, usual, cells), min_size=4, max_size=4)
+pictures = st.sampled_from(['0.jpg', '1.jpg'])
+def table(columns, n, labels, more):
+    df = pd.DataFrame({k: pd.Series(v[:n], dtype=object) for k,v in columns.items()})
+    if labels: df.index = labels[:n]
+    return pd.concat([df, df[df.columns[:1]]], axis=1) if more else df
+
+@cases(df=st.builds(table, st.fixed_dictionaries(dict(image=column(pictures)), optional=dict(caption=column(words), split=column(st.sampled_from(['train', 'dev', 'test', None])), other=column(cells))),
+                    st.integers(0, 4), st.one_of(st.none(), st.just([0, 0, 1, 1]), st.lists(st.floats() | words, min_size=4, max_size=4)), st.booleans()))
+def test_table(folder, df): check_data(df, from_table, folder)
+
+@cases(df=st.builds(table, st.fixed_dictionaries({0: column(pictures), ('a', None): column(words)}, optional={'split': column(st.sampled_from(['train', 'dev', 'test', None]))}), st.integers(0, 4), st.none(), st.just(False)),
+       cols=st.lists(st.sampled_from([0, ('a', None), 'split', 'x', None]), min_size=3, max_size=3), valid_pct=st.floats(), test_pct=st.floats(), seed=st.integers(-1, 2**33))
+def test_arguments_of_a_table(folder, df, cols, valid_pct, test_pct, seed):
+    "Any columns, any shares"
+    if (t := ours(from_table, df, folder, *cols, True, valid_pct, test_pct, seed)) is not None: in_order(t)
+
+def written(name, text):
+    Path(name).write_text(text)
+    return read_captions(name)
+
+def as_json(of, **more): return json.dumps(dict(images=[dict(id=i, file_name=n, filename=n, sentences=[dict(raw=c) for c in cs]) for i,(n,cs) in enumerate(of.items())], **more))
+
+def as_texts(d, of):
+    for n,cs in of.items(): (d/n).with_suffix('.txt').write_text('\n'.join(cs))
+    return read_folder(d)
+
+FORMS = dict( # each reads captions, pairs of a picture and its caption, that it has written into folder `d`; `of` has those of each picture
+    token=lambda d, caps, of: written(d/'Flickr8k.token.txt', ''.join(f'{n}#{i}\t{c}\n' for i,(n,c) in enumerate(caps))),
+    csv=lambda d, caps, of: written(d/'c.csv', '\n'.join(['image,caption', *map(','.join, caps)])),
+    karpathy=lambda d, caps, of: written(d/'dataset_x.json', as_json(of)),
+    coco=lambda d, caps, of: written(d/'x.json', as_json(of, annotations=[dict(id=j, image_id=[*of].index(n), caption=c) for j,(n,c) in enumerate(caps)])),
+    rows=lambda d, caps, of: from_table(pd.DataFrame(caps, columns=['image', 'caption']), d),
+    lists=lambda d, caps, of: from_table(pd.DataFrame(dict(image=of.keys(), caption=of.values())), d),
+    folder=lambda d, caps, of: as_texts(d, of))
+
+@cases(rest=st.lists(st.tuples(pictures, words), max_size=6), form=st.sampled_from([*FORMS]))
+def test_nothing_is_lost(folder, rest, form):
+    "Every caption comes back, under its image and in its order, whatever it is read from"
+    caps = [('0.jpg', 'a dog'), ('1.jpg', 'a cat'), *rest]
+    of = {n: [c for m,c in caps if m == n] for n in dict(caps)}
+    with TemporaryDirectory() as d:
+        for n in of: shutil.copy(folder/n, d)
+        t = FORMS[form](Path(d), caps, of)
+    for n in of: assert [c for i,c in zip(t.image, t.caption) if Path(i).name == n] == of[n]
 
 # Words
 
