@@ -133,16 +133,15 @@ def _build(encoder, pipeline, images, fname, key, bs, num_workers, rebuild):
             if rebuild:
                 for f in (fname, part): f.unlink(missing_ok=True)
             if fname.exists(): return   # made in the meantime
-            _fill(part, encoder.folded(), pipeline, images, key, bs, num_workers)
-            os.replace(part, fname)
+            _fill(part, fname, encoder.folded(), pipeline, images, key, bs, num_workers)
     except Timeout: raise OSError(f'{fname}: another process makes these features right now; wait for it, or name another file') from None
 
-def _fill(part, encoder, pipeline, images, key, bs, num_workers):
-    "Write the features, or those that are not yet there, into `part`"
+def _fill(part, fname, encoder, pipeline, images, key, bs, num_workers):
+    "Write the features, or those that are not yet there, into `part`, which then gets its name"
     shape = [len(images), *_forward(encoder, torch.zeros(1, 3, pipeline.size, pipeline.size)).shape[1:]]
     row,begun = _row(shape[1:]),part.exists() and part.stat().st_size >= _HEADER
     if begun: _check_key(part, key, _read_header(part)[0])
-    done = _n_whole(part, row, min(len(images), (part.stat().st_size - _HEADER)//row.itemsize), bs) if begun else 0
+    done = _n_done(part, row, len(images), bs) if begun else 0
     need,free = (len(images) - done)*row.itemsize,shutil.disk_usage(part.parent).free
     print(f'{part.stem}: features {tuple(shape[1:])} of {len(images)} pictures, {done} of them are there; {_size(need)} to write, {_size(free)} free', flush=True)
     if need + _HEADER > free: raise OSError(f'{part}: {_size(need)} of features do not fit into the {_size(free)} that are free; make room or name a file on another disk')
@@ -159,13 +158,18 @@ def _fill(part, encoder, pipeline, images, key, bs, num_workers):
                 rows['sum'] = [zlib.crc32(np.ascontiguousarray(r)) for r in rows['features']]
                 f.write(rows); n += 1
             f.flush(); os.fsync(f.fileno())
-    except OSError as e: raise OSError(f'{part}: {e.strerror or e} after {min(done + n*bs, len(images))} of {len(images)} pictures; they stay, run again to go on') from None
+        os.replace(part, fname)
+    except OSError as e:
+        done = max(part.stat().st_size - _HEADER, 0)//row.itemsize if part.exists() else 0
+        need,free = (len(images) - done)*row.itemsize,shutil.disk_usage(part.parent).free
+        raise OSError(e.errno, f'{e.strerror or e} after {done} of {len(images)} pictures: {_size(need)} to write, {_size(free)} free; they stay, make room and run again to go on', str(part)) from None
 
-def _n_whole(part, row, n, bs):
-    "Of the `n` rows of an unfinished file those before the batch with the first damaged one, as a power cut leaves it"
+def _n_done(part, row, n_images, bs):
+    "Rows of an unfinished file before the first batch that is not whole, as a full disk or a power cut leaves it: pictures in other batches have other last bits"
+    n = min(n_images, (part.stat().st_size - _HEADER)//row.itemsize)
     rows = np.memmap(part, row, 'r', _HEADER, n) if n else ()
-    bad = next((i for i,r in enumerate(rows) if zlib.crc32(np.ascontiguousarray(r['features'])) != r['sum']), None)
-    return n if bad is None else bad//bs*bs
+    n = next((i for i,r in enumerate(rows) if zlib.crc32(np.ascontiguousarray(r['features'])) != r['sum']), n)
+    return n if n == n_images else n//bs*bs
 
 def _size(n): return f'{n/1e9:.1f} GB' if n >= 1e9 else f'{n/1e6:.1f} MB'
 
