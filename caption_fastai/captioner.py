@@ -6,7 +6,7 @@
 __all__ = ['Caption', 'Captioner', 'model_card', 'push_to_hub', 'from_hub']
 
 # %% ../nbs/13_captioner.ipynb #cell-003
-import inspect, json, math, os, re
+import inspect, json, math, re
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np, torch, torchvision
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save as tensor_bytes
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -23,7 +23,7 @@ from . import __version__
 from .images import MAX_PIXELS, ImagePipeline
 from .model import CaptionModel, Ensemble, NoEncoder, SYSTEMS, caption_model
 from .search import caption_images
-from .text import MAX_VOCAB, SPECIALS, Vocab, load_vocab, save_vocab
+from .text import MAX_VOCAB, SPECIALS, Vocab, _write, load_vocab, save_vocab
 
 # %% ../nbs/13_captioner.ipynb #cell-006
 @dataclass
@@ -115,10 +115,10 @@ class Captioner:
         config = dict(format=_FORMAT, model=self.model.config, pipeline=self.pipeline.to_dict(),
                       versions=dict(caption_fastai=__version__, torch=str(torch.__version__), torchvision=torchvision.__version__))
         weights = {k: (_half(v) if half else v).detach().cpu().contiguous() for k,v in self.model.state_dict().items()}
-        _write(folder/'model.safetensors', lambda f: save_file(weights, f, dict(vocab=_digest(self.vocab))))
-        _write(folder/'vocab.json', lambda f: save_vocab(self.vocab, f))
-        _write(folder/'config.json', lambda f: f.write_text(json.dumps(config, indent=1), encoding='utf-8'))
-        if scores or kwargs: _write(folder/'README.md', lambda f: f.write_text(model_card(self, scores, **kwargs), encoding='utf-8'))
+        _write(folder/'model.safetensors', tensor_bytes(weights, dict(vocab=_digest(self.vocab))))
+        save_vocab(self.vocab, folder/'vocab.json')
+        _write(folder/'config.json', json.dumps(config, indent=1).encode())
+        if scores or kwargs: _write(folder/'README.md', model_card(self, scores, **kwargs).encode())
         return folder
 
     @classmethod
@@ -178,17 +178,6 @@ def _half(v):
     "Numbers in 16 bits, where none of them is too large for that"
     h = v.half() if v.is_floating_point() else v
     return h if h.isfinite().all() else v
-
-def _write(fname, write):
-    "Write beside `fname` first, so that a file that is there is whole"
-    tmp = fname.with_name(fname.name + '.part')
-    try:
-        tmp.touch(); mode = tmp.stat().st_mode   # safetensors lets nobody else read its file
-        write(tmp); tmp.chmod(mode)
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())   # else the name may reach the disk before what is in it
-        os.replace(tmp, fname)
-    except (OSError, SafetensorError) as e: raise OSError(f'{fname}: cannot be written ({e})') from None
-    finally: tmp.unlink(missing_ok=True)
 
 def _digest(vocab): return sha256(json.dumps(vocab.to_dict()).encode()).hexdigest()
 

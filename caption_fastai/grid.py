@@ -6,7 +6,7 @@
 __all__ = ['run_grid', 'plot_grid']
 
 # %% ../nbs/14b_grid.ipynb #cell-004
-import itertools, math, os, shutil
+import itertools, math, shutil
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -16,6 +16,7 @@ import pandas as pd
 
 from .learner import CaptionLearner
 from .metrics import WITHOUT_JAVA
+from .text import _write
 
 # %% ../nbs/14b_grid.ipynb #cell-006
 def _row(learn, settings, split, beam_sz, seconds, **kwargs):
@@ -78,16 +79,12 @@ def run_grid(
         epochs = learn.history.table.time.map(_seconds)
         rows = [_row(learn, _text(settings), split, b, epochs.mean(), **kwargs) for b in beams]
         table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
-        _write(table, fname)
+        _write(fname, table.to_csv(index=False).encode())
         shutil.rmtree(learn.path)
     with suppress(OSError): runs.rmdir()   # if it is empty
     table = _typed(table, grid, fname)
     fig = plot_grid(table, list(grid)); fig.savefig(fname.with_suffix('.png'), dpi=110); plt.close(fig)
     return table
-
-def _write(table, fname):
-    part = fname.with_name(fname.name + '.part')
-    table.to_csv(part, index=False); os.replace(part, fname)
 
 _of_beam = dict(bleu1='BLEU-1', bleu2='BLEU-2', bleu3='BLEU-3', bleu4='BLEU-4', s_per_1000='seconds for 1,000 captions')
 _panels = {**_of_beam, 'decoder_params': "decoder's parameters, millions", 'decoder_mb': "decoder's MB", 'epoch_s': 'seconds an epoch'}

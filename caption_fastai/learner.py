@@ -6,7 +6,7 @@
 __all__ = ['OPTS', 'History', 'SeedBatches', 'SaveBest', 'SaveProgress', 'CaptionLearner', 'fused_adam', 'caption_learner']
 
 # %% ../nbs/12_learner.ipynb #cell-004
-import inspect, io, math, os, shutil, signal, threading, time, zlib
+import inspect, io, math, os, signal, threading, time, zlib
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -25,7 +25,7 @@ from .metrics import Top5Accuracy, evaluate
 from .model import NoEncoder, _arguments, _system, caption_model, caption_splitter
 from .recipes import Stage, recipe_learner
 from .search import search
-from .text import read_vectors, vocab_vectors
+from .text import _write, read_vectors, vocab_vectors
 
 # %% ../nbs/12_learner.ipynb #cell-007
 class History(Callback):
@@ -57,20 +57,6 @@ class History(Callback):
         return pd.DataFrame(self.rows)
 
 # %% ../nbs/12_learner.ipynb #cell-009
-def _write(file, *parts):
-    "Write the bytes `parts` in one piece; OSError, with the numbers, leaves the file as it was"
-    part = file.with_name(f'{file.name}.part')
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, 'wb') as f:
-            for o in parts: f.write(o)
-            f.flush(); os.fsync(f.fileno())
-        os.replace(part, file)
-    except OSError as e:
-        with suppress(OSError): part.unlink()
-        size,free = sum(map(len, parts))/1e6,shutil.disk_usage(next(p for p in file.parents if p.exists())).free/1e6
-        raise OSError(e.errno, f'{e.strerror}: {size:.1f} MB to write, {free:.1f} MB free; what was saved before is still there, make room and resume', str(file)) from None
-
 def _check_sum(raw): return blake2b(raw, digest_size=16).digest()
 def _whole(file):
     with suppress(OSError): return (raw := file.read_bytes())[:16] == _check_sum(raw[16:])

@@ -7,8 +7,9 @@ __all__ = ['JOINS', 'PAD', 'UNK', 'BOS', 'EOS', 'SPECIALS', 'MAX_VOCAB', 'tokeni
            'build_vocab', 'save_vocab', 'load_vocab', 'read_vectors', 'vocab_vectors']
 
 # %% ../nbs/02_text.ipynb #cell-003
-import json, re, sys
+import json, os, re, shutil, sys
 from collections import Counter
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -121,10 +122,27 @@ def build_vocab(
     if not words and start is None: raise ValueError(f'min_freq={min_freq}: none of the {len(count)} different words is seen that often, lower it')
     return Vocab(vocab.itos[len(SPECIALS):] + words[:max(max_vocab - len(vocab), 0)], vocab.lower, vocab.punct)
 
+# %% ../nbs/02_text.ipynb #cell-035
+def _write(file, *parts):
+    "Write the bytes `parts` in one piece; OSError, with the numbers, leaves the file as it was"
+    file = Path(file)
+    part = file.with_name(f'{file.name}.part')
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, 'wb') as f:
+            for o in parts: f.write(o)
+            f.flush(); os.fsync(f.fileno())   # else the name may reach the disk before what is in it
+        os.replace(part, file)
+    except OSError as e:
+        size,free = sum(map(len, parts))/1e6,shutil.disk_usage(next(p for p in file.absolute().parents if p.exists())).free/1e6
+        raise OSError(e.errno, f'{e.strerror or e}: {size:.1f} MB to write, {free:.1f} MB free; what was there before is still there, make room and go on', str(file)) from None
+    finally:
+        with suppress(OSError): part.unlink()
+
 # %% ../nbs/02_text.ipynb #cell-021
 def save_vocab(vocab:Vocab, fname):
     "Write `vocab` as JSON"
-    Path(fname).write_text(json.dumps(vocab.to_dict(), ensure_ascii=False, indent=0), encoding='utf-8')
+    _write(fname, json.dumps(vocab.to_dict(), ensure_ascii=False, indent=0).encode())
 
 def _is_word(w): return isinstance(w, str) and 0 < len(w) <= 100 and not re.search(_controls, w)
 

@@ -3,7 +3,7 @@ import builtins, errno, io, multiprocessing, os, random, resource, signal, threa
 from contextlib import nullcontext, redirect_stdout
 from itertools import count
 
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import SchedLin
@@ -16,7 +16,7 @@ from caption_fastai.callbacks import BleuMetric
 from caption_fastai.data import Augment
 from caption_fastai.learner import OPTS, Stage
 from caption_fastai.shapes import write_shapes
-from helpers import changed, fails, load_dls, tensors, tiny_learner
+from helpers import changed, check_message, fails, load_dls, tensors, tiny_learner
 
 STAGES = [Stage(2, 1e-2, freeze=True, bs=8), Stage(2, slice(1e-4, 1e-3), bs=16)]   # 5, 5, 3, 3 batches
 
@@ -358,37 +358,99 @@ def test_full_disk(scenes, whole, tmp_path, monkeypatch):
     assert len(checkpoints(tmp_path)) == 2 and not list((tmp_path/'models').glob('*.part'))
     same(result(run(scenes, tmp_path, resume=True)), result(whole))
 
-def broken_disk(m, folder, n, fault):
-    "Call `fault(path)` when in `folder` something is written, made, renamed or removed, from the `n`-th time on"
-    calls = count()
-    def check(path):
-        if str(path).startswith(str(folder)) and next(calls) >= n: fault(path)
-    def opened(file, mode='r', *args, open=open, **kwargs):
-        if set(mode) & set('wax+'): check(file)
-        return open(file, mode, *args, **kwargs)
-    for module in (builtins, io): m.setattr(module, 'open', opened)
-    for name in ('replace', 'unlink', 'mkdir'):
-        def changed(path, *args, f=getattr(os, name), new=name == 'mkdir', **kwargs):
-            if not (new and os.path.exists(path)): check(path)
+class Disk:
+    "A disk that from the `n`-th change of something in `folder` on is full, read-only or, by the limit of the system, has room for 100 bytes a file; `file` is what could not be changed first, `saved` the last checkpoint then"
+    def __init__(self, m, folder, n, code):
+        self.folder,self.n,self.code,self.file,self.saved = folder,n,code,None,[]
+        for module in (builtins, io): m.setattr(module, 'open', self.opened)
+        new,there = lambda path, *args: not os.path.exists(path),lambda path, *args: code == errno.EROFS and os.path.exists(path)   # a full disk can remove
+        for name,changes in dict(fsync=lambda *args: True, replace=lambda *args: True, mkdir=new, unlink=there, open=lambda path, flags, *args: flags & os.O_CREAT and new(path)).items():
+            m.setattr(os, name, self.checked(getattr(os, name), changes))
+
+    def change(self, file):
+        "Count a change; OSError where the disk cannot make it"
+        if not str(file).startswith(str(self.folder)): return
+        self.n -= 1
+        if self.n >= 0: return
+        if self.file is None: self.file,self.saved = str(file),checkpoints(self.folder)[-1:]
+        if self.code == errno.EFBIG: resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+        else: raise OSError(self.code, os.strerror(self.code), str(file))
+
+    def checked(self, f, changes):
+        def g(path, *args, **kwargs):
+            if changes(path, *args): self.change(os.readlink(f'/proc/self/fd/{path}') if isinstance(path, int) else path)
             return f(path, *args, **kwargs)
-        m.setattr(os, name, changed)
+        return g
 
-def read_only(path): raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-def full(path): resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))   # of each file there is room for 100 bytes
+    def opened(self, file, mode='r', *args, open=open, **kwargs):
+        if not set(mode) & set('wax+'): return open(file, mode, *args, **kwargs)
+        self.change(file)
+        return Written(open(file, mode, *args, **kwargs), lambda: self.change(file))
 
-@pytest.mark.parametrize('fault', [read_only, full])
-@pytest.mark.parametrize('n', [0, 3, 20, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 60, 3))])
-def test_broken_disk(scenes, on_features, tmp_path, monkeypatch, n, fault):
-    "A disk that becomes read-only or full stops the run, with the file's name, at whatever it writes; afterwards the run goes on and ends with the same weights"
-    with monkeypatch.context() as m, redirect_stdout(io.StringIO()):
-        broken_disk(m, tmp_path, n, fault)
-        try: fails(OSError, lambda: run(scenes, tmp_path, cache=True, save_minutes=0), tmp_path)
+class Written:
+    "An open file, into which only half of the bytes come where the disk cannot take them"
+    def __init__(self, f, change): self.f,self.change = f,change
+    def __getattr__(self, name): return getattr(self.f, name)
+    def __enter__(self): return self
+    def __exit__(self, *args): self.f.close()
+    def truncate(self, size): self.change(); return self.f.truncate(size)
+    def write(self, data):
+        try: self.change()
+        except OSError: self.f.write(data[:len(data)//2]); raise
+        return self.f.write(data)
+
+SHORT = [Stage(2, 1e-2, freeze=True, bs=8), Stage(1, 1e-3, bs=8)]   # 1, 1, 1 batches
+
+def short_run(scenes, path, resume=False):
+    "Features, three epochs with their scores, the captioner at the end"
+    with redirect_stdout(io.StringIO()):
+        learn = run(scenes, path, SHORT, cache=True, resume=resume)
+        learn.captioner().save(path/'captioner')
+    return learn
+
+@pytest.fixture(scope='module')
+def few(tmp_path_factory): return write_shapes(tmp_path_factory.mktemp('fewer')/'scenes', n_train=8, n_valid=2, n_test=1)
+
+@pytest.fixture(scope='module')
+def short(few, tmp_path_factory): return short_run(few, tmp_path_factory.mktemp('short'))
+
+def check_files(path, whole):
+    "What is under its name is whole: checkpoints and weights can be read, the rest is what a run leaves that nothing befell"
+    for f in checkpoints(path): assert learner._whole(f) and torch.load(io.BytesIO(f.read_bytes()[16:]), weights_only=False)['model'].keys() == whole.model.state_dict().keys()
+    for f in (path/'models').glob('best.pth'): assert torch.load(f, weights_only=False).keys() == whole.model.state_dict().keys()
+    for f in path.glob('history.csv'): assert pd.read_csv(f).columns.tolist() == whole.history.table.columns.tolist()
+    for f in [*path.glob('features'), *path.glob('captioner/*[!t]')]: assert f.read_bytes() == (whole.path/f.relative_to(path)).read_bytes()   # no .part
+
+def survives(scenes, whole, path, n, code):
+    "Train on a disk that breaks at its `n`-th change, and go on when it is well again; False if there were not so many"
+    with pytest.MonkeyPatch.context() as m:
+        disk = Disk(m, path, n, code)
+        try: learn = short_run(scenes, path)
+        except OSError as e: learn,error = None,e
         finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2)
-    same(result(run(scenes, tmp_path, resume=True, cache=True)), result(on_features[0]))
+    if disk.file is None: same(result(learn), result(whole)); return False
+    assert learn is None, f'nothing was said of {disk.file}'
+    check_message(error, os.strerror(code), disk.file.removesuffix('.part'), *['B to write', 'B free'][:2*disk.file.endswith('.part')])
+    assert all(f.exists() for f in disk.saved)
+    check_files(path, whole)
+    same(result(short_run(scenes, path, resume=True)), result(whole))
+    check_files(path, whole)
+    assert {f.relative_to(path) for f in path.rglob('*')} == {f.relative_to(whole.path) for f in whole.path.rglob('*')}
+    return True
+
+@pytest.mark.parametrize('n,code', [(5, errno.ENOSPC), (20, errno.EROFS), (29, errno.EFBIG), (53, errno.ENOSPC)], ids=['features', 'checkpoint', 'best', 'captioner'])
+def test_disk_that_breaks(few, short, tmp_path, n, code):
+    "It stops the run with the name of the file and, where something was being written, the numbers; what was saved is still there and nothing is half a file; afterwards the run goes on and ends with the same weights"
+    assert survives(few, short, tmp_path, n, code)
+
+@pytest.mark.long
+@pytest.mark.parametrize('code', [errno.ENOSPC, errno.EROFS], ids=['full', 'read_only'])
+def test_disk_that_breaks_at_any_change(few, short, tmp_path, code):
+    assert next(n for n in count() if not survives(few, short, tmp_path/str(n), n, code)) > 60
 
 def test_read_only_from_the_first_file_on(tmp_path, monkeypatch):
     "Where not even a folder can be made"
-    broken_disk(monkeypatch, tmp_path, 0, read_only)
+    Disk(monkeypatch, tmp_path, 0, errno.EROFS)
     fails(OSError, lambda: learner._write(tmp_path/'a'/'models'/'file', b'x'), 'Read-only file system: 0.0 MB to write', 'MB free', tmp_path/'a'/'models'/'file')
 
 @pytest.mark.parametrize('opt', OPTS)
