@@ -145,8 +145,10 @@ class SaveProgress(Callback):
         for f in self._files: f.unlink()
 
     def finish(self):
-        "Mark the last checkpoint as the end of all stages"
-        if not rank_distrib() and (files := self._files) and not files[0].stem.endswith('_end'): os.replace(files[0], files[0].with_stem(f'{files[0].stem}_end'))
+        "Mark the last checkpoint as the end of all stages; of the others one is kept"
+        if rank_distrib() or not (files := self._files): return
+        if not files[0].stem.endswith('_end'): os.replace(files[0], files[0].with_stem(f'{files[0].stem}_end'))
+        for f in files[2:]: f.unlink()   # which were left where a run broke off just before
 
     def find(self, learn)->dict: # None if there is none
         "The last checkpoint that is whole; ValueError if it is of other stages, data or another model, or if all are damaged"
