@@ -221,12 +221,15 @@ def test_vocab_round_trip(text, lower, punct):
     assert vocab.encode(text, 3) == [*ids[:-1][:4], vocab.eos_idx]
     assert isinstance(vocab.decode(ids), str)
 
-@cases(caps=st.lists(texts, max_size=6), min_freq=st.integers(1, 3), max_vocab=st.integers(0, 12))
-def test_build_vocab(caps, min_freq, max_vocab):
+@cases(caps=st.lists(texts | st.just('a dog' + 's'*99), max_size=6), min_freq=st.integers(1, 3), max_vocab=st.integers(0, 12))
+def test_build_vocab(folder, caps, min_freq, max_vocab):
+    "It is no larger than it may be, holds what is frequent enough, and can be kept"
     vocab = ours(build_vocab, caps, min_freq, max_vocab)
     if vocab is None: return
     toks = [t for c in caps for t in tokenize(c)]
     assert len(vocab) <= max(max_vocab, 4) and all(toks.count(w) >= min_freq for w in vocab.itos[4:])
+    save_vocab(vocab, folder/'vocab')
+    assert load_vocab(folder/'vocab') == vocab
 
 @cases(toks=st.lists(texts.filter(bool), unique=True, max_size=6), lower=st.booleans())
 def test_saved_vocab(folder, toks, lower):
