@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from .captions import (SPLITS, _base, _beside, _by_stem, _coco_files, _columns, _csv_rows, _exists, _folder_rows, _json_rows,
                                      _is_token_file, _locate, _name_splits, _named_splits, _token_rows, _which, read_coco, read_folder)
 from .images import open_image
-from .text import SPECIALS, tokenize
+from .text import MAX_LETTERS, SPECIALS, tokenize
 
 # %% ../nbs/02c_check.ipynb #cell-006
 _MAX_WORDS,_MIN_WORDS = 50,3
@@ -46,7 +46,7 @@ def _text_faults(
 )->dict: # group of findings to what was found
     "What is wrong with a caption by itself"
     found = dict(mojibake=_mojibake(text), control=_control(text), markup=_markup_of(text), empty='no word' if not words else None,
-                 long=f'{len(words)} words' if len(words) > _MAX_WORDS else None,
+                 long=f'{len(words)} words' if len(words) > _MAX_WORDS else next((f'a word of {len(w)} letters' for w in words if len(w) > MAX_LETTERS), None),
                  short=f"{len(words)} word{'s'*(len(words) > 1)}" if 0 < len(words) < _MIN_WORDS else None)
     return {k: v for k,v in found.items() if v}
 
@@ -124,7 +124,7 @@ def _rows(path, find):
             if not note.startswith('left out, no caption'): find('missing', ', '.join(f.name for f in files), note)
         for name,where in df.attrs['bare'].items(): find('no_caption', where, name)
         return df,base,df.attrs['bare']
-    def bad(group): return lambda message: find(group, *message.split(': ', 1))
+    def bad(group): return lambda message: find(group, *re.fullmatch(r'(.*?, line \d+): (.*)', message, re.S).groups())
     df,base = (_token_rows if _is_token_file(at) else _csv_rows)(at, bad('form')),_base(at)
     if 'split' in df or 'image' not in df or not (named := _named_splits(base, bad('two_splits'))): return df,base,[]
     bare = sorted(named.keys() - set(df.image))
@@ -158,12 +158,12 @@ _groups = dict( # group: (level, what it is, what to do)
     near_copies=('suspicious', 'Near-identical pictures', 'look at them; keep one if they show the same'),
     blank=('suspicious', 'Pictures of one colour', 'look at them; a placeholder may stand for a picture that was gone'),
     bare=('suspicious', 'Pictures that no file names', 'write captions, or leave it: they are passed over'),
-    no_split=('suspicious', 'Images in none of the splits that are named', 'add them to a split, or leave it: the readers leave them out'),
+    no_split=('suspicious', 'Images or captions in none of the splits that are named', 'add them to a split, or leave it: the readers leave them out'),
     few=('suspicious', 'Images with fewer captions than the others', 'see whether lines were lost; with fewer references BLEU is lower'),
     twice=('suspicious', 'A caption twice under one image', 'take one out, or write another'),
     repeated=('suspicious', 'One caption under many images', 'see whether it is a placeholder; if so take it out'),
     markup=('suspicious', 'Markup', 'take it out; what is left of it becomes words'),
-    long=('suspicious', f'Captions of more than {_MAX_WORDS} words', 'shorten them; training cuts them there'),
+    long=('suspicious', f'Captions of more than {_MAX_WORDS} words, or with one of more than {MAX_LETTERS} letters', 'shorten them; training cuts them there, and takes such a word for unknown'),
     short=('suspicious', f'Captions of fewer than {_MIN_WORDS} words', 'see whether they were cut short'),
     script=('suspicious', 'Captions in another script, or with a word of two', 'see whether they are meant to be there'),
     vocab=('suspicious', 'Words that look wrong as a whole', 'see whether the captions were cut apart wrongly, or are of another kind'))
@@ -214,6 +214,8 @@ def _find_pictures(t, base, told, workers, find):
         if len(ps) > 1: find('ambiguous', first[n], f"{n}: {', '.join(os.path.relpath(p, base) for p in ps)}")
         if len(splits[n]) > 1: find('two_splits', first[n], f"{n}: {', '.join(splits[n])}")
         if has and not splits[n]: find('no_split', first[n], n)
+    for o in t[t.split.isna()].itertuples() if has else ():
+        if splits[o.image]: find('no_split', o.where, f'{o.image}: in the {splits[o.image][0]} split by other captions: {o.caption[:80]!r}')
     train = {(ps or [n])[0] for n,ps in places.items() if not has or 'train' in splits[n]}
     if len(train) < 1 + ('valid' not in has): find('no_train', 'all captions', f'{len(train)} of {len(places)} images')
     names = defaultdict(list)   # of each picture

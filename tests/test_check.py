@@ -112,6 +112,21 @@ def test_a_picture_is_read_once(pics, monkeypatch):
     assert seen == [(pics/'Images'/n).read_bytes() for n in ('0.jpg', '2.jpg')]
     assert found[0] == '0.jpg: not a picture that can be read (cannot identify image file)' and 'No such file' in found[1]
 
+def test_captions_in_no_split(pics):
+    "Also those of an image whose other captions are in one"
+    df = pd.DataFrame(dict(image=['0.jpg', '0.jpg', '1.jpg', '2.jpg'], caption=['a dog runs here', 'a dog runs there', 'a cat sits here', 'a cow eats grass'], split=['train', '', 'train', None]))
+    assert check_captions(df, pics)['no_split'].values.tolist() == [['row 3', '2.jpg'], ['row 1', "0.jpg: in the train split by other captions: 'a dog runs there'"]]
+
+def test_a_folder_with_a_colon(pics):
+    "Lines are told by their file wherever it lies"
+    d = shutil.copytree(pics, pics/'my: data')
+    (d/'c.csv').write_text('image,caption\n0.jpg,a dog runs, and\n1.jpg,a cat: it sits\n2.jpg,a cow eats grass\n')
+    assert check_captions(d/'c.csv')['form'].values.tolist() == [['c.csv, line 2', '3 fields where the header has 2; a caption with commas needs quotes']]
+
+def test_a_word_of_many_letters(pics):
+    df = pd.DataFrame(dict(image=['0.jpg', '1.jpg'], caption=['a ' + 'b'*101 + ' runs', 'a ' + 'b'*100 + ' runs']))
+    assert check_captions(df, pics)['long'].what.str[:26].tolist() == ['0.jpg: a word of 101 lette']
+
 def test_words():
     "Captions cut apart into letters, and names instead of words"
     df = pd.DataFrame(dict(image=['0.jpg']*200, split='train', caption=['b c d e f g h k']*200))
