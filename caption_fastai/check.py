@@ -322,5 +322,6 @@ def caption_check(
         print('caption_check: interrupted', file=sys.stderr)
         return 130   # as of a shell
     enc = sys.stdout.encoding or 'utf-8'
-    print(json.dumps(report.to_dict()) if o.json else repr(report).encode(enc, 'backslashreplace').decode(enc))   # names of files may hold any bytes
+    try: print(json.dumps(report.to_dict()) if o.json else repr(report).encode(enc, 'backslashreplace').decode(enc), flush=True)   # names of files may hold any bytes
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # as `| head` has read enough
     return int(not report.ok)

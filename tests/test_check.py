@@ -1,5 +1,5 @@
 "The data doctor on every form of caption file"
-import json, os, shutil, sys
+import json, os, shutil, subprocess, sys
 
 import pandas as pd, pytest
 from PIL import Image
@@ -151,6 +151,15 @@ def test_interrupted(tmp_path, capsys, monkeypatch):
     def ctrl_c(*args): raise KeyboardInterrupt
     monkeypatch.setattr(check, 'check_captions', ctrl_c)
     assert caption_check([str(tmp_path)]) == 130 and capsys.readouterr().err == 'caption_check: interrupted\n'
+
+def test_nobody_reads_on(tmp_path):
+    "As where the report goes to `head`: nothing is said of it, the exit status is that of the data"
+    d = flickr_folder(tmp_path/'d', some_captions(3))
+    read,write = os.pipe()
+    os.close(read)
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', f'import sys; from caption_fastai.check import caption_check; sys.exit(caption_check([{str(d)!r}]))'], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (p.returncode, p.stderr) == (0, '')
 
 def test_a_name_of_any_bytes(tmp_path, capsys):
     d = flickr_folder(tmp_path/'d', some_captions(3))
