@@ -150,7 +150,7 @@ def _at(df, bad):
     return f"{df.attrs['source']}, {df.index.name or 'row'} {df.index[bad][0]}"
 
 def _columns(df, image_col, caption_col, split_col):
-    source,has = df.attrs.get('source', 'the table'), ', '.join(map(str, df.columns))
+    source,has = df.attrs.get('source', 'the table'), ' '.join(', '.join(map(str, df.columns)).split())
     cols = dict(image_col=image_col, caption_col=caption_col, split_col=split_col)
     if split_col is None and 'split' in df: cols['split_col'] = 'split'
     for arg,c in cols.items():

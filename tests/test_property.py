@@ -107,7 +107,7 @@ def test_any_bytes(folder, raw, name): check_reading(folder/name, raw)
 
 csv_fields = st.one_of(texts, texts.map(lambda t: '"' + t.replace('"', '""') + '"'), st.sampled_from(['0.jpg', '1.jpg', 'train', 'val', 'test', '"', '']))
 
-@cases(header=st.sampled_from(['image,caption', 'image,caption,split', '\ufeffimage,caption', 'image,image,caption', 'caption', 'image,caption,', '']),
+@cases(dict(header='', rows=['"a\nb",c'], nl='\n'), header=st.sampled_from(['image,caption', 'image,caption,split', '\ufeffimage,caption', 'image,image,caption', 'caption', 'image,caption,', '']),
        rows=st.lists(st.lists(csv_fields, min_size=1, max_size=4).map(','.join), max_size=5), nl=newline)
 def test_csv(folder, header, rows, nl): check_reading(folder/'c.csv', nl.join([header, *rows]).encode('utf-8', 'surrogatepass'))
 
