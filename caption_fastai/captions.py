@@ -8,7 +8,7 @@ __all__ = ['SPLITS', 'IMG_FOLDERS', 'IMG_EXTS', 'FLICKR8K_URLS', 'split_name', '
            'refs_of']
 
 # %% ../nbs/01_captions.ipynb #cell-002
-import csv, io, json, os, re, sys, zlib
+import csv, io, json, os, re, sys, unicodedata, zlib
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from functools import lru_cache
@@ -189,6 +189,11 @@ def _drop(t, bad, why):
     t.attrs['notes'].append(f'{why}: {_some(t.image[bad])}')
     return t[~bad]
 
+def _alike(name, img_path):
+    "A picture's name that differs from `name` in case, Unicode form or suffix alone, None if there is none"
+    def key(n): return unicodedata.normalize('NFC', Path(n).stem).casefold()
+    return next((n for _,_,names in os.walk(img_path) for n in sorted(names) if n.lower().endswith(IMG_EXTS) and key(n)==key(name)), None)
+
 def _find_images(t, img_path, skip_missing):
     "Put paths in place of the names of images"
     places = _locate(t.image.unique(), img_path)
@@ -199,8 +204,9 @@ def _find_images(t, img_path, skip_missing):
         p,q,*_ = places[t.image[two].iloc[0]]
         raise ValueError(f'{_at(t, two)}: two pictures of one name, {p} and {q}; remove one or write its path')
     if (none := t.n==0).any() and not skip_missing:
-        raise FileNotFoundError(f'{_at(t, none)}: no picture in {img_path} for {_some(t.image[none])}; '
-                                'correct the path or the names, or pass skip_missing=True to go on without')
+        near = _alike(t.image[none].iloc[0], img_path)
+        raise FileNotFoundError(f'{_at(t, none)}: no picture in {img_path} for {_some(t.image[none])}'
+                                f'{f" (there is {near})" if near else ""}; correct the path or the names, or pass skip_missing=True to go on without')
     t = _drop(t, t.n==0, 'left out, the picture is missing')
     return t.assign(image=t.image.map({k: v[0] for k,v in places.items() if v}).astype(object))
 

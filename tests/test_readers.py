@@ -189,6 +189,18 @@ def test_picture_of_a_json_file_that_is_not_there(folder, tmp_path):
         t = read_captions(file, skip_missing=True)
         assert t.image.nunique() == 7 and "1 image ('3.jpg')" in t.attrs['notes'][0]
 
+@pytest.mark.parametrize('there,named', [('Café.JPG', 'cafe\u0301.jpg'), ('a.jpeg', 'a.jpg'), ('b.jpg', 'b')])
+def test_a_picture_of_almost_this_name(tmp_path, there, named):
+    "The error names it: case, Unicode form and suffix are what file systems differ in"
+    (tmp_path/'Images').mkdir()
+    picture(tmp_path/'Images'/there)
+    file = tmp_path/'captions.csv'
+    file.write_text(f'image,caption\n{named},a dog\n', encoding='utf-8')
+    fails(FileNotFoundError, lambda: read_captions(file), 'line 2', f'(there is {there})', 'skip_missing=True')
+    file.write_text('image,caption\nother.jpg,a dog\n')
+    with pytest.raises(FileNotFoundError) as e: read_captions(file)
+    assert 'there is' not in str(e.value)
+
 def test_where_data_sets_are_published(tmp_path):
     coco_page,flickr_page = 'http://images.cocodataset.org/zips/train2017.zip','https://shannon.cs.illinois.edu/DenotationGraph/'
     nowhere = tmp_path/'coco'
