@@ -92,7 +92,7 @@ def _train_parser():
     add('size', "pixels of a picture's side", type=int)
     add('aug_scale', 'side of what --aug gives, as a share of --size', type=float)
     add('min_freq', 'words seen less often are unknown', type=int)
-    add('max_vocab', 'words at most', type=int)
+    add('max_vocab', 'tokens of the vocabulary at most, the four special ones included', type=int)
     add('max_len', 'longer captions are cut', type=int)
     add('grouped', 'all captions of a picture in one item: bs then counts pictures', action=argparse.BooleanOptionalAction)
     add('cache_features', "while the encoder is frozen, read its features from a file (by default in OUT), made the first time", nargs='?', const='', metavar='FILE')

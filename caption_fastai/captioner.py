@@ -277,7 +277,7 @@ tags: [image-captioning]
 ---
 # {name}
 
-It says in a sentence what a picture shows: system `{config['system']}` of caption_fastai {__version__}, encoder `{config['arch']}`, {len(captioner.vocab)} words, {n/1e6:.1f} million parameters. Pictures are made {captioner.pipeline.size} x {captioner.pipeline.size} pixels ({captioner.pipeline.resize}).
+It says in a sentence what a picture shows: system `{config['system']}` of caption_fastai {__version__}, encoder `{config['arch']}`, {len(captioner.vocab) - len(SPECIALS)} words, {n/1e6:.1f} million parameters. Pictures are made {captioner.pipeline.size} x {captioner.pipeline.size} pixels ({captioner.pipeline.resize}).
 
 ```python
 from caption_fastai.captioner import Captioner

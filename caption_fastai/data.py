@@ -258,7 +258,7 @@ class CaptionDataLoaders(DataLoaders):
         vocab:Vocab=None, # by default counted on the training split
         start:Vocab=None, # words that come first when it is counted, see `build_vocab`
         min_freq:int=5, # words seen less often are `UNK`
-        max_vocab:int=60000, # words at most
+        max_vocab:int=60000, # tokens at most, the four special ones included
         max_len:int=50, # longer captions are cut
         size:int=224, # pixels of a side
         resize:str='squash', # see `ImagePipeline`
