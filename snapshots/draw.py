@@ -1,4 +1,4 @@
-"""Draws the pictures of the README into this folder: `python snapshots/draw.py RUN`
+"""Draws the README's pictures of the model and of the scenes into this folder: `python snapshots/draw.py RUN`
 
 RUN is a folder that `caption_train --data shapes` wrote (`make train` writes runs/shapes)."""
 import shutil, sys
