@@ -64,6 +64,7 @@ class Captioner:
 
     @classmethod
     def from_learner(cls, learn):
+        "The captioner of a `CaptionLearner`; ValueError if it has features and no encoder"
         if isinstance(learn.model.encoder, NoEncoder): raise ValueError('this learner has features and no encoder; call learn.add_encoder() first')
         return cls(learn.model, learn.dls.vocab, learn.dls.pipeline)
 
@@ -124,7 +125,7 @@ class Captioner:
     @classmethod
     def load(cls,
         folder, # what `save` wrote
-        device=None, # by default where there is one a GPU
+        device=None, # by default a GPU, where there is one
         dtype:torch.dtype=torch.float32, # of the weights in memory; torch.float16 or torch.bfloat16 take half of it
         within=None, # files may be links to those in this folder, by default in `folder`
         max_bytes:int=4_000_000_000 # of its weights in memory; a larger model is refused
@@ -310,10 +311,12 @@ def _hub():
 def push_to_hub(
     captioner:Captioner,
     repo_id:str, # 'user/name'
-    private:bool=False, half:bool=False, scores:dict=None, token:str=None, # see `Captioner.save`
+    private:bool=False, # hidden from others?
+    half:bool=False, scores:dict=None, # see `Captioner.save`
+    token:str=None, # of the hub, by default the one that `hf auth login` keeps
     **kwargs # for `model_card`
 )->str: # address of what was uploaded
-    "Upload a captioner and its model card to the Hugging Face hub, by default with the token that `hf auth login` keeps"
+    "Upload a captioner and its model card to the Hugging Face hub; errors are those of huggingface_hub"
     api = _hub().HfApi(token=token)
     with TemporaryDirectory() as tmp:
         captioner.save(tmp, half, scores, **{'name': repo_id.split('/')[-1], **kwargs})
@@ -323,7 +326,7 @@ def push_to_hub(
 def from_hub(
     repo_id:str, # 'user/name'
     revision:str=None, # branch, tag or commit
-    token:str=None,
+    token:str=None, # as for `push_to_hub`
     **kwargs # for `Captioner.load`: device, dtype
 )->Captioner:
     "Download a captioner from the Hugging Face hub; errors are those of huggingface_hub and of `Captioner.load`"

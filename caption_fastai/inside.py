@@ -183,7 +183,7 @@ def visualize_unit(
     cnn:nn.Module, # an `Encoder`, or any network
     layer:str, # see `layer_names`
     unit:int, # channel of the layer
-    pipeline, # `ImagePipeline`, for mean and deviation of the channels
+    pipeline, # `ImagePipeline`, for mean and standard deviation of the channels
     size:int=96, # pixels of a side
     steps:int=120, lr:float=0.04, # of Adam
     jitter:int=6, tv:float=0.15, # pixels of shift, weight of the total variation

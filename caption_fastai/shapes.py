@@ -382,7 +382,7 @@ class ShapesCNN(nn.Module):
         self.head = nn.Conv2d(162, n_classes, 1)
 
     def forward(self,
-        x # pictures in [0,1], normalised with ImageNet's mean and deviation: (bs,3,H,W)
+        x # pictures in [0,1], normalised with ImageNet's mean and standard deviation: (bs,3,H,W)
     ): # logits of each cell: (bs,C,H/16,W/16)
         return self.head(self.features(x))
 
