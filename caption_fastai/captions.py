@@ -189,7 +189,7 @@ def _drop(t, bad, why):
     t.attrs['notes'].append(f'{why}: {_some(t.image[bad])}')
     return t[~bad]
 
-def _alike(name, img_path):
+def _near_name(name, img_path):
     "A picture's name that differs from `name` in case, Unicode form or suffix alone, None if there is none"
     def key(n): return unicodedata.normalize('NFC', Path(n).stem).casefold()
     return next((n for _,_,names in os.walk(img_path) for n in sorted(names) if n.lower().endswith(IMG_EXTS) and key(n)==key(name)), None)
@@ -204,9 +204,9 @@ def _find_images(t, img_path, skip_missing):
         p,q,*_ = places[t.image[two].iloc[0]]
         raise ValueError(f'{_at(t, two)}: two pictures of one name, {p} and {q}; remove one or write its path')
     if (none := t.n==0).any() and not skip_missing:
-        near = _alike(t.image[none].iloc[0], img_path)
+        near = _near_name(t.image[none].iloc[0], img_path)
         raise FileNotFoundError(f'{_at(t, none)}: no picture in {img_path} for {_some(t.image[none])}'
-                                f'{f" (there is {near})" if near else ""}; correct the path or the names, or pass skip_missing=True to go on without')
+                                f'{f" (did you mean {near}?)" if near else ""}; correct the path or the names, or pass skip_missing=True to go on without')
     t = _drop(t, t.n==0, 'left out, the picture is missing')
     return t.assign(image=t.image.map({k: v[0] for k,v in places.items() if v}).astype(object))
 

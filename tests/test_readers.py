@@ -196,10 +196,10 @@ def test_a_picture_of_almost_this_name(tmp_path, there, named):
     picture(tmp_path/'Images'/there)
     file = tmp_path/'captions.csv'
     file.write_text(f'image,caption\n{named},a dog\n', encoding='utf-8')
-    fails(FileNotFoundError, lambda: read_captions(file), 'line 2', f'(there is {there})', 'skip_missing=True')
+    fails(FileNotFoundError, lambda: read_captions(file), 'line 2', f'(did you mean {there}?)', 'skip_missing=True')
     file.write_text('image,caption\nother.jpg,a dog\n')
     with pytest.raises(FileNotFoundError) as e: read_captions(file)
-    assert 'there is' not in str(e.value)
+    assert 'did you mean' not in str(e.value)
 
 def test_where_data_sets_are_published(tmp_path):
     coco_page,flickr_page = 'http://images.cocodataset.org/zips/train2017.zip','https://shannon.cs.illinois.edu/DenotationGraph/'
