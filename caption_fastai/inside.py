@@ -461,7 +461,7 @@ def language_bias(self:CaptionInterpretation,
             true = targets(caps)
             another,last = torch.cat([last, own[:-1]]),own[-1:]
             probs = [model(f, caps)[0].softmax(-1).gather(1, true[:,None])[:,0] for f in (own, mean.expand_as(own), another)]
-            sums.index_add_(0, kind_of[true.cpu()], torch.stack([torch.ones_like(probs[0]), *probs], 1).double().cpu())
+            sums.index_add_(0, kind_of[true.cpu()], torch.stack([torch.ones_like(probs[0]), *probs], 1).cpu().double())   # MPS has no 64 bits
         blind = vocab.decode(search(model.decoder, model(mean), **self.how)[0][0].ids)
     sums = torch.cat([sums[:-1], sums[:-1].sum(0, keepdim=True)])
     res = pd.DataFrame(100*(sums[:,1:]/sums[:,:1]).numpy(), [*kinds, 'all words'], _shown)

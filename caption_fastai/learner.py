@@ -417,7 +417,7 @@ class CaptionLearner(Learner):
         at,done = 0,0
         if resume and (d := progress.find(self)):
             at,done = d['at'],d['epoch']
-            self.model.load_state_dict(d['model'])
+            self.model.load_state_dict(d.pop('model'))
             if self.dls.features is not None: self.dls.use_features(False)   # they may be of the encoder before it was trained
         for s in stages[:at]: self._set_bs(s)
         for i,s in enumerate(stages[at:], at):
@@ -603,7 +603,7 @@ def caption_learner(
     own = [TeacherForcing(pr_force), AttentionPenalty(lambda_attn), GradientClip(clip), CountEpochs(), History(history)]
     if metrics is None:
         metrics = [Top5Accuracy(), *([] if model.decoder.pooled else [PenaltyMetric()]), BleuMetric(num_workers=dls.valid.fake_l.num_workers)]
-    learn = CaptionLearner(dls, model, loss_func=CaptionLoss(label_smoothing), opt_func=OPTS.get(opt_func, opt_func), splitter=caption_splitter, metrics=metrics,
+    learn = CaptionLearner(dls, model.to(dls.device), loss_func=CaptionLoss(label_smoothing), opt_func=OPTS.get(opt_func, opt_func), splitter=caption_splitter, metrics=metrics,
                            cbs=own + L(cbs), lr=lr, wd=wd, path=path, model_dir=model_dir, train_bn=False)
     learn.train_vectors = train_vectors
     learn.settings = dict(lambda_attn=lambda_attn, label_smoothing=label_smoothing, clip=clip, wd=wd, train_vectors=train_vectors)

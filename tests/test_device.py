@@ -1,0 +1,56 @@
+"What a GPU wants: all tensors of an operation in one place, few copies between it and the CPU, types that it has"
+import copy
+
+import pytest, torch
+from fastai.callback.fp16 import MixedPrecision
+from torch import nn
+from torch.amp import GradScaler, autocast
+
+from caption_fastai.attribution import attribute, forced_caption
+from caption_fastai.callbacks import CaptionLoss, SelfCritical, attention_penalty
+from caption_fastai.captioner import Captioner
+from caption_fastai.features import _encoder_key
+from caption_fastai.inside import *   # noqa: F401, for `language_bias`
+from caption_fastai.mistakes import CaptionInterpretation
+from caption_fastai.model import SYSTEMS, caption_model
+from caption_fastai.search import sample_captions, search
+from device import device, fused_on
+from helpers import fit, load_dls, tiny_learner
+
+CAPS = torch.tensor([[[2,4,5,6,3,0], [2,7,3,0,0,0], [2,5,4,8,9,3]], [[2,6,3,0,0,0], [0]*6, [2,9,9,3,0,0]]])   # (2,3,6)
+
+def some_model(system, **kw):
+    torch.manual_seed(0)
+    return caption_model(11, 'shapes_cnn', None, system=system, p=0., emb_sz=6, n_hid=8, **kw)
+
+def loss_of(model, imgs, caps):
+    logits,alphas = model(imgs, caps)
+    return CaptionLoss(0.1)(logits, caps) + (attention_penalty(alphas, caps) if alphas.shape[-1] else 0)
+
+def trained_and_searched(model, dev):
+    "What training and each search give"
+    model,imgs,caps = copy.deepcopy(model).to(dev),torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)).to(dev),CAPS.to(dev)
+    (loss := loss_of(model, imgs, caps)).backward()
+    nums = [loss.detach(), *(p.grad.norm() for p in model.parameters() if p.grad is not None), *CaptionLoss(reduction='none')(model(imgs, caps)[0].detach(), caps).flatten()]
+    model.eval()
+    with torch.no_grad():
+        found = [h for kw in ({}, dict(beam_sz=3), dict(beam_sz=3, n_best=2, length_penalty=0.7)) for hs in search(model.decoder, model(imgs), max_len=7, **kw) for h in hs]
+        torch.manual_seed(0)
+        drawn = sample_captions(model.decoder.step, model(imgs), 2, 6).tolist()
+        model.train().decoder.pr_force = 0.5
+        nums.append(model(imgs, caps)[0].sum())
+    assert all(h.alphas.device.type == 'cpu' for h in found)
+    return torch.tensor([float(o) for o in nums] + [h.score for h in found]),[h.ids for h in found],drawn
+
+def test_a_learner_is_where_its_data_are(scenes, monkeypatch):
+    "From the start: what makes features, scores or captions before a fit is not left to the CPU; all of a training works there"
+    fused_on(monkeypatch)
+    with device():
+        dls = load_dls(scenes, device='meta', grouped=True, bs=32)
+        learn = tiny_learner(dls)
+        assert {p.device for p in learn.model.parameters()} == {torch.device(dls.device)}
+        learn.show_results(max_n=2)
+        fit(learn, 1, 1e-2)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-4, cbs=SelfCritical(2, 6))
+        assert learn.history.rows[-1]['reward'] >= 0
+        CaptionInterpretation.from_learner(learn, n=6, beam_sz=1).language_bias()
