@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 from torch.nn import functional as F
 
 from .captioner import Caption, Captioner
@@ -26,12 +26,15 @@ from .text import Vocab
 # %% ../nbs/14c_attribution.ipynb #cell-007
 @contextmanager
 def _evaluating(model):
-    "Evaluation mode inside the block"
-    on = [m for m in model.modules() if m.training]
-    for m in on: m.training = False
+    "Evaluation mode inside the block; LSTMs train there without dropout, which is the same, else cuDNN has no gradient"
+    modes = [(m, m.training) for m in model.modules()]
+    rnns = [(m, m.dropout) for m,_ in modes if isinstance(m, nn.RNNBase)]
+    for m,_ in modes: m.training = False
+    for m,_ in rnns: m.training,m.dropout = True,0.
     try: yield
     finally:
-        for m in on: m.training = True
+        for m,t in modes: m.training = t
+        for m,p in rnns: m.dropout = p
 
 def _forced(captioner, imgs, ids):
     "Logits (T,bs,K) of the words after the first and alphas (bs,T,L), teacher-forced with `ids` for all pictures"

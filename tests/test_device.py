@@ -54,3 +54,17 @@ def test_a_learner_is_where_its_data_are(scenes, monkeypatch):
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-4, cbs=SelfCritical(2, 6))
         assert learn.history.rows[-1]['reward'] >= 0
         CaptionInterpretation.from_learner(learn, n=6, beam_sz=1).language_bias()
+
+def test_gradients_of_lstms(dls, photos):
+    "cuDNN has none of an LSTM in evaluation mode"
+    captioner = Captioner(caption_model(len(dls.vocab), 'shapes_cnn', 'SHAPES', system='show_and_tell', n_layers=2, emb_sz=6, n_hid=8), dls.vocab, dls.pipeline)
+    rnn = captioner.model.decoder.rnn
+    def as_cudnn(m, args, out):
+        def refuse(grad): raise RuntimeError('cudnn RNN backward can only be called in training mode')
+        x = out[0].data if isinstance(out[0], nn.utils.rnn.PackedSequence) else out[0]
+        if not m.training and x.requires_grad: x.register_hook(refuse)
+    rnn.register_forward_hook(as_cudnn)
+    captioner.model.eval()
+    cap = forced_caption(captioner, photos[0], 'a red circle')
+    a,b = (attribute(captioner, cap, 0, 'grad_cam') for _ in range(2))
+    assert (a == b).all() and rnn.dropout == 0.5 and not rnn.training
