@@ -7,7 +7,10 @@ __all__ = ['CaptionLoss', 'TeacherForcing', 'attention_penalty', 'AttentionPenal
            'BleuMetric', 'CountEpochs']
 
 # %% ../nbs/11_callbacks.ipynb #cell-004
+from contextlib import nullcontext
+
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import Metric
 from fastai.torch_basics import *
 
@@ -105,16 +108,18 @@ class SelfCritical(Callback):
     def before_batch(self):
         if not self.training: return
         decoder = self.model.decoder.eval()   # without dropout, so that the gradient is that of the probability which captions are drawn with
-        feats = self.model.features(self.xb[0])
-        with torch.no_grad(): caps = sample_captions(decoder.step, self.model(feats.detach()), self.k, self.max_len, self.temperature)
+        with self._precision: feats = self.model.features(self.xb[0])
+        with self._precision, torch.no_grad(): caps = sample_captions(decoder.step, self.model(feats.detach()), self.k, self.max_len, self.temperature)
         for m in decoder.modules():
             if isinstance(m, nn.RNNBase): m.train()   # else cuDNN has no gradient; between several LSTMs there is dropout then
         true = self.yb[0] if self.yb[0].ndim == 3 else self.yb[0].unsqueeze(1)
-        r = torch.tensor([self.reward(*(self._ids(o) for o in pair)) for pair in zip(caps, true)], device=feats.device)   # (bs,k)
+        r = torch.tensor([self.reward(*(self._ids(o) for o in pair)) for pair in zip(caps.cpu(), true.cpu())])   # (bs,k)
         self.mean = 100*r.mean().item()   # on the scale of `evaluate`
-        self.weight = (r - r.mean(1, keepdim=True))*self.k/(self.k - 1)   # the same as r minus the mean of the others
+        self.weight = ((r - r.mean(1, keepdim=True))*self.k/(self.k - 1)).to(feats.device)   # the same as r minus the mean of the others
         self.learn.xb,self.learn.yb = (feats,),(caps,)
 
+    @property
+    def _precision(self): return next((cb.autocast for cb in self.learn.cbs if isinstance(cb, MixedPrecision)), nullcontext())   # which begins for others only later
     def _ids(self, caps): return [[i for i in c[1:] if i != Vocab.pad_idx] for c in caps.tolist() if any(c)]
 
     def after_loss(self):

@@ -68,3 +68,16 @@ def test_gradients_of_lstms(dls, photos):
     cap = forced_caption(captioner, photos[0], 'a red circle')
     a,b = (attribute(captioner, cap, 0, 'grad_cam') for _ in range(2))
     assert (a == b).all() and rnn.dropout == 0.5 and not rnn.training
+
+class OnCPU(MixedPrecision):
+    "As on a GPU"
+    def before_fit(self):
+        super().before_fit()
+        self.autocast,self.learn.scaler = autocast('cpu', dtype=torch.bfloat16),GradScaler('cpu', enabled=False)
+
+def test_mixed_precision_of_self_critical(scenes):
+    "The encoder has it, too, and so has what draws captions"
+    learn,seen = tiny_learner(load_dls(scenes, grouped=True, bs=32)),set()
+    for m in (learn.model.encoder.body[1][0], learn.model.decoder.attention.query): m.register_forward_hook(lambda m, x, y: seen.add((type(m), y.dtype)) if learn.training else None)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-4, cbs=[SelfCritical(2, 6), OnCPU()])
+    assert {dtype for _,dtype in seen} == {torch.bfloat16} and len(seen) == 2

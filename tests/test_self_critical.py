@@ -82,7 +82,7 @@ def test_the_gradient_is_that_of_the_expected_reward():
     with torch.no_grad(): [p.mul_(3) for p in decoder.parameters()]
     model,feats = CaptionModel(NoEncoder(3, 'none'), decoder, {}),torch.randn(1, 4, 3)
     cb = SelfCritical(k=5, max_len=3, temperature=temperature)
-    cb.learn = learn = SimpleNamespace(model=model, training=True, dls=SimpleNamespace(vocab=vocab, refs=lambda split: dict(enumerate([refs, *others]))))
+    cb.learn = learn = SimpleNamespace(model=model, training=True, cbs=[], dls=SimpleNamespace(vocab=vocab, refs=lambda split: dict(enumerate([refs, *others]))))
     cb.before_fit(); decoder.eval()
     words = [vocab.stoi[w] for w in 'abc']
     caps = [c for n in (1, 2) for c in product(words, repeat=n)]
