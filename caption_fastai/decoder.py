@@ -58,7 +58,7 @@ class Packing:
     ):
         n_words = lens.flatten() - 1
         self.order = n_words.argsort(descending=True, stable=True)   # (bs*k,)
-        self.sizes = (n_words > torch.arange(max(n_words)).unsqueeze(1)).sum(1).tolist()   # captions that go on at each step
+        self.sizes = (n_words > torch.arange(n_words.max()).unsqueeze(1)).sum(1).tolist()   # captions that go on at each step
         rank = self.order.argsort().view(len(lens), -1).sort(1).values   # (bs,k), places in `order` of an image's captions
         self.images = rank[:,0].argsort()   # (bs,), the one with the longest caption first
         self.rank = rank[self.images]
@@ -81,14 +81,16 @@ class Packing:
 
     def steps(self, device): # yields a `Live` for each step
         "What goes on at each step"
+        if self.rank.shape[1] == 1: yield from (Live(n, n) for n in self.sizes); return
+        n_images,idxs = [],[]
         for n in self.sizes:
             live = self.rank < n
             b,k = int(live[:,0].sum()),int(live.any(0).sum())
-            if self.rank.shape[1] == 1: yield Live(n, b)
-            else:
-                rows = torch.empty(n, dtype=torch.long)
-                rows[self.rank[live]] = live[:b,:k].flatten().nonzero()[:,0]
-                yield Live(n, b, self.rank[:b,:k].clamp(max=n-1).flatten().to(device), rows.to(device))
+            rows = torch.empty(n, dtype=torch.long)
+            rows[self.rank[live]] = live[:b,:k].flatten().nonzero()[:,0]
+            n_images.append(b); idxs += [self.rank[:b,:k].clamp(max=n-1).flatten(), rows]
+        idxs = torch.cat(idxs).to(device).split([len(o) for o in idxs])   # all at once: to each copy a device is waited for
+        yield from map(Live, self.sizes, n_images, idxs[::2], idxs[1::2])
 
 # %% ../nbs/07_decoder.ipynb #cell-017
 def targets(

@@ -23,7 +23,7 @@ class Hypothesis(NamedTuple):
     "A caption that search found"
     ids:list[int] # ids of its words, `EOS` at the end if it came to an end
     score:float # sum of the words' log probabilities, divided by len(ids)**length_penalty
-    alphas:Tensor # (len(ids),L), where it looked for each word
+    alphas:Tensor # (len(ids),L) on the CPU, where it looked for each word
     logps:list[float] # of each word, its log probability
 
 def only_words_(
@@ -31,7 +31,7 @@ def only_words_(
     n_first:int=0 # so many rows, the first ones, are of first words
 )->Tensor: # `x`
     "No chance for tokens that are no words, nor for an end before the first word"
-    x[:,[Vocab.pad_idx, Vocab.bos_idx, Vocab.unk_idx]] = -torch.inf
+    x[:,:Vocab.eos_idx] = -torch.inf   # a list of them would be copied to the device each time
     x[:n_first, Vocab.eos_idx] = -torch.inf
     return x
 
@@ -52,12 +52,14 @@ def greedy_search(
     for t in range(max_len):
         logits,state,alpha = step(ids, state)
         logp,ids = _log_probs(logits, t).max(-1)
-        for i,id,lp,al in zip(live, ids.tolist(), logp.tolist(), alpha):
+        words = ids.tolist()
+        for i,id,lp,al in zip(live, words, logp.tolist(), alpha.cpu()):
             for o,v in zip(found[i], (id, lp, al)): o.append(v)
-        go_on = (ids != Vocab.eos_idx).nonzero()[:,0]
+        go_on = [j for j,id in enumerate(words) if id != Vocab.eos_idx]
+        if not go_on: break
         if len(go_on) < len(live):
-            live,ids,state = [live[j] for j in go_on.tolist()],ids[go_on],state.pick_images(go_on)
-        if not live: break
+            live,idx = [live[j] for j in go_on],torch.tensor(go_on, device=ids.device)
+            ids,state = ids[idx],state.pick_images(idx)
     return [Hypothesis(ids, sum(lps), torch.stack(als), lps) for ids,lps,als in found]
 
 # %% ../nbs/09_search.ipynb #cell-010
@@ -128,9 +130,9 @@ def beam_search(
         if len(go_on) <= 3*len(live)//4:   # what is over for good may stay a while: to leave costs a copy of the features
             state,live = state.pick_images(go_on),live[go_on]
             score,lens,ended,tok = (o[go_on] for o in (score, lens, ended, tok))
-    final,order = final.sort(dim=1, descending=True, stable=True)
-    toks,parents,logps,steps = toks.tolist(),parents.tolist(),logps.tolist(),n_steps.tolist()
-    found = [[(s, *_trace(i, j, steps[i], toks, parents, alphas, logps)) for s,j in zip(final[i].tolist(), order[i].tolist())
+    final,order = (o.tolist() for o in final.sort(dim=1, descending=True, stable=True))
+    toks,parents,logps,steps,alphas = toks.tolist(),parents.tolist(),logps.tolist(),n_steps.tolist(),alphas.cpu()
+    found = [[(s, *_trace(i, j, steps[i], toks, parents, alphas, logps)) for s,j in zip(final[i], order[i])
               if s != -torch.inf][:n_best] for i in range(bs)]
     return [[Hypothesis(ids, s, als, lps) for s,ids,als,lps in hyps] for hyps in found]
 

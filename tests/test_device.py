@@ -42,6 +42,24 @@ def trained_and_searched(model, dev):
     assert all(h.alphas.device.type == 'cpu' for h in found)
     return torch.tensor([float(o) for o in nums] + [h.score for h in found]),[h.ids for h in found],drawn
 
+def test_few_waits():
+    "A forward pass waits for the device as often for long captions as for short ones, a search a few times a word"
+    model = some_model('show_attend_tell').eval()
+    def waits(f):
+        with device() as d, torch.no_grad():
+            m = copy.deepcopy(model).to('meta')
+            m.decoder.out.bias[3] = -99   # no caption ends
+            imgs = torch.randn(2, 3, 96, 96).to('meta')
+            state,before = m(imgs),d.waits
+            f(m, imgs, state)
+            return d.waits - before
+    def forward(n):
+        caps = torch.full((2, 3, n), 4)
+        return waits(lambda m, imgs, state: m.decoder(m.features(imgs), caps.to('meta'), torch.full((2, 3), n)))
+    assert forward(20) == forward(5) <= 6
+    def words(n, beam_sz): return waits(lambda m, imgs, state: search(m.decoder, state, beam_sz, n))
+    assert words(12, 1) - words(6, 1) <= 3*6 and words(12, 3) - words(6, 3) <= 6
+
 def test_a_learner_is_where_its_data_are(scenes, monkeypatch):
     "From the start: what makes features, scores or captions before a fit is not left to the CPU; all of a training works there"
     fused_on(monkeypatch)
