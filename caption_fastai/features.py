@@ -32,7 +32,7 @@ def _data_key(pipeline, images):
     return json.loads(json.dumps(dict(pipeline=pipeline.to_dict(), images=_digest(files))))   # as it is read again
 
 def _encoder_key(encoder):
-    weights = (b for k,v in sorted(encoder.state_dict().items()) for b in (k.encode(), v.detach().cpu().contiguous().numpy()))
+    weights = (b for k,v in sorted(encoder.state_dict().items()) for b in (k.encode(), v.detach().cpu().flatten().view(torch.uint8).numpy()))   # numpy has no bfloat16
     return dict(arch=encoder.arch, weights=_digest(weights), grid=encoder.grid, pool=encoder.pool)
 
 def feature_key(

@@ -42,6 +42,15 @@ def trained_and_searched(model, dev):
     assert all(h.alphas.device.type == 'cpu' for h in found)
     return torch.tensor([float(o) for o in nums] + [h.score for h in found]),[h.ids for h in found],drawn
 
+@pytest.mark.parametrize('system', SYSTEMS)
+def test_on_another_device(system):
+    "The same as on the CPU"
+    model = some_model(system)
+    want = trained_and_searched(model, 'cpu')
+    with device(): got = trained_and_searched(model, 'meta')
+    torch.testing.assert_close(got[0], want[0], rtol=1e-4, atol=1e-5)
+    assert got[1:] == want[1:]
+
 def test_few_waits():
     "A forward pass waits for the device as often for long captions as for short ones, a search a few times a word"
     model = some_model('show_attend_tell').eval()
@@ -99,3 +108,9 @@ def test_mixed_precision_of_self_critical(scenes):
     for m in (learn.model.encoder.body[1][0], learn.model.decoder.attention.query): m.register_forward_hook(lambda m, x, y: seen.add((type(m), y.dtype)) if learn.training else None)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-4, cbs=[SelfCritical(2, 6), OnCPU()])
     assert {dtype for _,dtype in seen} == {torch.bfloat16} and len(seen) == 2
+
+def test_key_of_an_encoder_in_16_bits():
+    "numpy has no bfloat16"
+    encoder = some_model('show_attend_tell').encoder
+    keys = [_encoder_key(e.to(dtype))['weights'] for e in (encoder, copy.deepcopy(encoder)) for dtype in (torch.float32, torch.bfloat16)]
+    assert keys[0] != keys[1] == keys[3]
