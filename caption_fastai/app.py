@@ -48,7 +48,7 @@ def _stages(o):
     if n > len(stages): raise ValueError(f'--epochs {o.epochs}: the recipe {o.recipe} has {len(stages)} stages')
     lrs = _numbers(o.lr, float, 'lr', n) if o.lr is not None else [None]*n
     bss = _numbers(o.bs, int, 'bs', n) if o.bs is not None else [None]*n
-    return [replace(s, epochs=e, lr=_rate(s.lr, lr, o.lr_ratio), bs=bs or s.bs) for s,e,lr,bs in zip(stages, epochs, lrs, bss)]
+    return [replace(s, epochs=e, lr=_rate(s.lr, lr, o.lr_ratio), bs=bs or s.bs, views=s.views and (o.views or s.views)) for s,e,lr,bs in zip(stages, epochs, lrs, bss)]
 
 def _rate(of_recipe, lr, ratio):
     "A stage's rate; where it is spread over the encoder, the first layers keep their share of it"
@@ -212,10 +212,11 @@ def caption_train(
         learn = caption_learner(dls, recipe=o.recipe, weights=None if o.weights == 'none' else o.weights,
                                 path=out, history=out/'history.csv', **_given(o, _learner_options), **({'arch': start} if start else {}))
         split = next(s for s in ('test', 'valid', 'train') if s in set(dls.captions.split))
-        if o.cache_features is not None: _first(partial(learn.cache_features, o.cache_features or None, o.views))
+        by_stage = o.cache_features is not None and any(s.views for s in stages)
+        if o.cache_features is not None and not by_stage: _first(partial(learn.cache_features, o.cache_features or None, o.views))
         figures = [] if num_distrib() > 1 else [str(out/'lr_find.png')] if o.resume else [_lr_find(learn, out)]
         report = _Report(split, read_scenes(out/'scenes') if shapes else None, beam_sz=o.beam_sz, length_penalty=o.length_penalty)
-        with _one_of_several(learn), _progress(learn): learn.fit_stages(stages, cbs=report, resume=o.resume, save_minutes=o.save_minutes)
+        with _one_of_several(learn), _progress(learn): learn.fit_stages(stages, cbs=report, resume=o.resume, save_minutes=o.save_minutes, cache_features=by_stage and (o.cache_features or True))
         if rank_distrib(): return
         figures += _finish(learn, out, split, o.beam_sz)
         print('\npictures: ' + ' '.join(figures) + f'\ncaptioner: {out}')

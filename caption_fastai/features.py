@@ -121,9 +121,11 @@ def build_features(
     OSError if the disk has no room or another process is at it, ValueError if the file has other features"""
     keep_freed_memory()
     fname,key = Path(fname),feature_key(encoder, pipeline, images)
-    if fname.exists() and not rebuild: print(f'{fname.name}: features are there')   # whole, so without the lock: others may read it too, or the disk is read-only
-    else: _build(encoder, pipeline, images, fname, key, bs, num_workers, rebuild)
-    return FeatureCache(fname, images, key)
+    there = fname.exists() and not rebuild   # whole, so without the lock: others may read it too, or the disk is read-only
+    if not there: _build(encoder, pipeline, images, fname, key, bs, num_workers, rebuild)
+    cache = FeatureCache(fname, images, key)
+    if there: print(f'{fname.name}: features are there')
+    return cache
 
 def _build(encoder, pipeline, images, fname, key, bs, num_workers, rebuild):
     part = fname.with_name(fname.name + '.part')

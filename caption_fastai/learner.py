@@ -17,7 +17,7 @@ import pandas as pd
 from fastai.vision.all import *
 from filelock import FileLock, Timeout
 
-from .callbacks import AttentionPenalty, BleuMetric, CaptionLoss, CountEpochs, PenaltyMetric, SelfCritical, TeacherForcing
+from .callbacks import AttentionPenalty, BagOfWords, BleuMetric, CaptionLoss, CountEpochs, PenaltyMetric, SelfCritical, TeacherForcing
 from .data import CaptionDataLoaders
 from .encoder import Encoder, encoder_input
 from .features import keep_freed_memory
@@ -72,7 +72,7 @@ def _settings(learn):   # what else a training has from beginning to end, by the
     model = {k: v for k,v in learn.model.config.items() if k not in ('weights', 'pretrained')}   # a checkpoint brings its own
     aug,pipeline = load.aug and repr(getattr(load.aug, '__dict__', load.aug)),load.pipeline
     return {**model, **learn.settings, 'resize': pipeline.resize, 'size': pipeline.size, 'stats': (pipeline.mean, pipeline.std), 'aug': aug, 'pixels of aug': load.of_aug.size,
-            'views of cached features': None if (f := learn.dls.features) is None else f.n_views}
+            'views of cached features': 'those of the stages' if learn.features_file else None if (f := learn.dls.features) is None else f.n_views}
 
 class SeedBatches(Callback):
     "Random numbers of a training batch from (seed, epoch, batch) alone"
@@ -300,7 +300,7 @@ def _self_critical(stage):
 
 class CaptionLearner(Learner):
     "A fastai `Learner` of a `CaptionModel`"
-    first_epoch,stages,views,train_vectors,settings = 0,None,1,True,{}
+    first_epoch,stages,features_file,train_vectors,settings = 0,None,None,True,{}
     def _do_fit(self):
         keep_freed_memory()
         self.choose_input()
@@ -355,12 +355,27 @@ class CaptionLearner(Learner):
 
     def cache_features(self,
         fname=None, # by default `features` in the learner's folder
-        views:int=None, # of each training picture; by default, if there is augmentation, those of the recipe
+        views:int=None, # of each training picture; by default, if there is augmentation, those of the first stage that has some
         **kwargs # see `CaptionDataLoaders.cache_features`
     ):
         "Train on features of the frozen encoder, made once; with the encoder unfrozen, on pictures again"
         self.freeze()
-        self.dls = self.dls.cache_features(self, fname or Path(self.path)/'features', views=views if views is not None else self.views if self.dls.load.aug else 1, **kwargs)
+        if views is None: views = next((s.views for s in self.stages or () if s.views), 1) if self.dls.load.aug else 1
+        self.dls = self.dls.cache_features(self, fname or self._own_features, views=views, **kwargs)
+
+    @property
+    def _own_features(self): return Path(self.path)/'features'
+
+    def _store_features(self, views):
+        "Features of the encoder as it is now, in place of those of an earlier one"
+        if isinstance(self.model.encoder, NoEncoder): return
+        store = partial(self.cache_features, self.features_file, views if self.dls.load.aug else 1)
+        if rank_distrib(): torch.distributed.barrier()   # the first process makes them, the others find them
+        try: store()
+        except ValueError:
+            if self.features_file != self._own_features: raise   # a file that somebody named is not replaced
+            store(rebuild=True)
+        if num_distrib() > 1 and not rank_distrib(): torch.distributed.barrier()
 
     def add_encoder(self,
         weights:str='DEFAULT' # as for `Encoder`
@@ -399,7 +414,8 @@ class CaptionLearner(Learner):
         stages:list[Stage]=None, # by default those of the recipe
         cbs=None, # more callbacks for each stage
         resume:bool=False, # go on where an earlier run in the same folder broke off?
-        save_minutes:float=10. # this often at least, and after each epoch, write what is needed to go on
+        save_minutes:float=10., # this often at least, and after each epoch, write what is needed to go on
+        cache_features:bool|str=False # store features for the stages that have `views`? Or the file for them, instead of `features` in the learner's folder
     ):
         """Train stage by stage; the best weights by BLEU-4 are kept (as `best` in `model_dir`) and go on to the next stage.
         Less than 1 BLEU is noise: of two such epochs the later counts, which the schedule has trained with a smaller rate.
@@ -407,6 +423,7 @@ class CaptionLearner(Learner):
         stages = stages or self.stages
         if not stages: raise ValueError('stages: there is no recipe to take them from, pass a list of Stage')
         for s in stages: self._check_stage(s, self.cbs + L(cbs))
+        self.features_file = cache_features and any(s.views for s in stages) and (self._own_features if cache_features is True else Path(cache_features))
         scored = 'valid' in set(self.dls.captions.split) and any(isinstance(m, BleuMetric) for m in self.metrics)
         best = SaveBest() if scored else None
         progress = SaveProgress(Path(self.path)/self.model_dir, stages, _data_sum(self.dls), best, save_minutes)
@@ -423,7 +440,7 @@ class CaptionLearner(Learner):
         for i,s in enumerate(stages[at:], at):
             self._begin_stage(s)
             progress.at,self.first_epoch = i,done if i == at else 0
-            more = L(cbs) + L(best) + [SeedBatches(), progress] + _self_critical(s)
+            more = L(cbs) + L(best) + [SeedBatches(), progress] + _self_critical(s) + L(BagOfWords() if s.bag_of_words else None)
             try:
                 with progress.gently(): (self.fit_one_cycle if s.one_cycle else self.fit)(s.epochs, s.lr, cbs=more)
             except torch.OutOfMemoryError as e:
@@ -432,13 +449,15 @@ class CaptionLearner(Learner):
                 self.first_epoch = self.dls.train.first = 0
                 progress.found = None
                 self._blind(False)
-            if s.blind and best: best.best = None   # what it says without pictures is no measure for what comes
+            if (s.blind or s.bag_of_words) and best: best.best = None   # what it says without pictures, or before it has learnt to speak, is no measure for what comes
         progress.finish()
 
     def _check_stage(self, s, cbs=()):
         if s.one_cycle and any(isinstance(cb, ReduceLROnPlateau) for cb in cbs): raise ValueError('ReduceLROnPlateau: in a stage of one cycle each batch has a rate of its own, pass Stage(..., one_cycle=False)')
         system,parts = self.model.config['system'],[n for n,_ in self.model.decoder.named_children()]
         _self_critical(s)   # a bad argument is known before the first stage
+        if s.views and _n_frozen(s) not in (-1, 2): raise ValueError(f'Stage(views={s.views}): features are those of a frozen encoder, pass freeze=True too')
+        if s.bag_of_words and (s.self_critical or s.blind): raise ValueError('Stage(bag_of_words=True): takes pictures and true captions, leave out self_critical and blind')
         if s.blind and self.model.decoder.blind is None: raise ValueError(f'Stage(blind=True): {system} has no text part of its own, merge has')
         if lost := [n for n in s.only or () if n not in parts]: raise ValueError(f"Stage(only=...): {system} has no part '{lost[0]}', it has {', '.join(parts)}")
 
@@ -446,6 +465,7 @@ class CaptionLearner(Learner):
         self.freeze_to(_n_frozen(s))
         self._set_bs(s)
         self._blind(s.blind)
+        if s.views and self.features_file: self._store_features(s.views)
         self._freeze_parts(s.only)
 
     def _set_bs(self, s):
@@ -561,12 +581,12 @@ def _with_recipe(f):
     def inner(*args, recipe=None, **kwargs):
         if recipe is None: return f(*args, **kwargs)
         r = recipe_learner(recipe)
-        stages,views = r.pop('stages'),r.pop('views', 1)
+        stages = r.pop('stages')
         given = {**dict(zip(of_training, args)), **kwargs}
         if hasattr(given.get('arch'), 'data_args'): r = {k: v for k,v in r.items() if k in of_training}   # the model is the captioner's
         if 'system' in given: r = _fitting(r, given['system'], of_training)
         learn = f(*args, **{k: v for k,v in r.items() if k not in given}, **kwargs)
-        learn.stages,learn.views = stages,views
+        learn.stages = stages
         return learn
     return inner
 

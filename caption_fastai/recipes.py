@@ -24,6 +24,8 @@ class Stage:
     blind:bool=False # learn from captions alone, without pictures? For `merge`
     only:tuple=None # names of the decoder's parts that train, None for all of it
     self_critical:bool|dict=False # learn from captions of its own, by their CIDEr? Or arguments of `SelfCritical`, as in dict(k=10)
+    bag_of_words:bool=False # learn which words a picture's captions have, whatever their order? See `BagOfWords`
+    views:int=None # where features are stored, learn from those of so many views of each training picture, made before the stage; None takes what is there, or pictures
 
 # %% ../nbs/11b_recipes.ipynb #cell-009
 _text = 'embedding', 'rnn', 'hidden', 'out'   # what `Merge` has beside the picture's vector
@@ -33,8 +35,8 @@ recipes = dict(
         about='the embedded scenes in four minutes on two cores', arch='shapes_cnn', emb_sz=64, attn_sz=128, n_hid=256, p=0., lambda_attn=0., min_freq=1, grouped=True,
         stages=[Stage(2, 1e-2, freeze=True, bs=8), Stage(3, slice(6e-5, 6e-3), bs=8)]),
     flickr8k=dict(
-        about='Flickr8k, the best of what was tried, features on disk', arch='mobilenet_v2', system='spatial_attention', proj_sz=512, label_smoothing=0.1, grouped=True, size=256, aug=True, aug_scale=7/8, views=4,
-        stages=[Stage(10, 1e-3, freeze=True, bs=16), Stage(8, slice(5e-5, 6e-4), freeze=1, bs=32),
+        about='Flickr8k, the best of what was tried, features on disk', arch='mobilenet_v2', system='spatial_attention', proj_sz=512, label_smoothing=0.1, grouped=True, size=256, aug=True, aug_scale=7/8,
+        stages=[Stage(10, 1e-3, freeze=True, bs=16, views=4), Stage(8, slice(5e-5, 6e-4), freeze=1, bs=32),
                 Stage(3, 5e-5, freeze=True, self_critical=True)]),
     sat_mobilenet=dict(
         about='Show, Attend and Tell on Flickr8k in an hour on two cores', arch='mobilenet_v2', label_smoothing=0.1, grouped=True, aug=True,

@@ -31,15 +31,15 @@ def stop(): raise KeyboardInterrupt
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 def ctrl_c(): os.kill(os.getpid(), signal.SIGINT)
 
-def run(scenes, path, stages=STAGES, cbs=(), resume=False, save_minutes=10., cache=False, bars=False, find=False, data=None, metric=None, **kw):
-    "Train with all that is random: order, augmentation, dropout, scheduled sampling; with `cache` the first stage on features of so many views"
+def run(scenes, path, stages=STAGES, cbs=(), resume=False, save_minutes=10., cache=False, bars=False, find=False, data=None, metric=None, store=False, **kw):
+    "Train with all that is random: order, augmentation, dropout, scheduled sampling; with `cache` the first stage on features of so many views, with `store` those stages that have views"
     set_seed(3)
     learn = tiny_learner(load_dls(scenes, **{**dict(grouped=True, aug=Augment()), **(data or {})}), path=path, metrics=[metric or BleuMetric()], history=path/'history.csv', **{**dict(p=0.5, pr_force=0.8), **kw})
     if resume: set_seed(7)   # nothing may depend on what was drawn before
     if cache: learn.cache_features(bs=4, views=int(cache))
     with nullcontext() if bars else learn.no_bar(), nullcontext() if bars else learn.no_logging():
         if find: learn.lr_find(num_it=7, show_plot=False, suggest_funcs=None)
-        learn.fit_stages(stages, [EarlyStoppingCallback('bleu4', patience=9), *cbs], resume, save_minutes)
+        learn.fit_stages(stages, [EarlyStoppingCallback('bleu4', patience=9), *cbs], resume, save_minutes, cache_features=store)
     return learn
 
 def result(learn):
@@ -94,6 +94,29 @@ def test_stages_of_the_best_recipe_are_resumed(scenes, three, tmp_path, batch):
     with warnings.catch_warnings():
         warnings.filterwarnings('error', message='the features in use')
         same(result(run(scenes, tmp_path, THREE, resume=True, cache=2, pr_force=SchedLin(1, 0.5))), result(three))
+
+WORDS_FIRST = [Stage(1, slice(1e-4, 1e-2), freeze=1, bs=8, bag_of_words=True), Stage(2, 1e-2, freeze=True, bs=8, views=2), Stage(1, 1e-3, bs=16)]   # 5, 10, 3 batches
+
+@pytest.fixture(scope='module')
+def words_first(scenes, tmp_path_factory): return run(scenes, tmp_path_factory.mktemp('words'), WORDS_FIRST, store=True)
+
+@pytest.mark.parametrize('batch', [3, 5, 7, 16])
+def test_stages_with_features_between_them_are_resumed(scenes, words_first, tmp_path, batch):
+    "The encoder learns words, and features are stored then: broken off in each stage; the features that are there serve again"
+    with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, WORDS_FIRST, cbs=[At(batch, stop)], store=True, save_minutes=0)
+    if batch == 7: fails(ValueError, lambda: run(scenes, tmp_path, WORDS_FIRST, resume=True), 'views of cached features=those of the stages, not None')
+    made = (tmp_path/'features').stat().st_mtime_ns if batch > 5 else None
+    same(result(run(scenes, tmp_path, WORDS_FIRST, resume=True, store=True)), result(words_first))
+    assert made in (None, (tmp_path/'features').stat().st_mtime_ns)
+
+def test_broken_off_while_features_are_stored(scenes, words_first, tmp_path, monkeypatch):
+    "Between two stages: the first one is not trained again"
+    with monkeypatch.context() as m:
+        m.setattr(learner.CaptionLearner, '_store_features', lambda self, views: stop())
+        with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, WORDS_FIRST, store=True)
+    again = run(scenes, tmp_path, WORDS_FIRST, cbs=[cb := Weights()], resume=True, store=True)
+    assert len(cb.seen) == 3
+    same(result(again), result(words_first))
 
 class Told(BleuMetric):
     "Scores that are given, epoch by epoch"
