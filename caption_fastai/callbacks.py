@@ -108,8 +108,8 @@ class BagOfWords(Callback):
         self.learn.yb = ((self.caps[:,0] if self.caps.ndim == 3 else self.caps)[:,:2],)   # so that there is one step
 
     def after_loss(self):
-        logits = self.pred.as_subclass(Tensor).float()   # (bs,K)
-        self.learn.loss_grad = F.cross_entropy(logits, bag_of_words(self.caps, logits.shape[1]))
+        logits = self.pred.as_subclass(Tensor)   # (bs,K)
+        self.learn.loss_grad = F.cross_entropy(logits, bag_of_words(self.caps, logits.shape[1]).to(logits.dtype))
         self.learn.loss = self.loss_grad.clone()
 
 # %% ../nbs/11_callbacks.ipynb #cell-015

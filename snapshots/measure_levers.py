@@ -58,6 +58,7 @@ LEVERS = {
     'a constant rate of 1e-3, no cycle': ({}, {}, dict(lr=1e-3, one_cycle=False)),
     'Adam without weight decay, not AdamW': ({}, dict(opt_func='adam', wd=0.)),
     'the LSTM of show_attend_tell, with deep output': ({}, dict(system='show_attend_tell', deep_output=True)),
+    'the encoder learns words first': ({}, {}),
 }
 PARTS = {'1/8': (8, 24), '1/4': (4, 16), '1/2': (2, 12), '1/1': (1, 10)}   # each so many pictures, and epochs
 
@@ -80,7 +81,12 @@ def learner(data, out, lever):
     table = table[(table.split != 'train') | table.image.isin(train[::every])].reset_index(drop=True)
     dls = CaptionDataLoaders.from_captions(table, seed=42, num_workers=0, **{**recipe_data('flickr8k'), 'aug': None, 'aug_scale': 1., **data_args})
     learn = caption_learner(dls, recipe='flickr8k', weights='IMAGENET1K_V1', path=Path(out)/''.join(c if c.isalnum() else '_' for c in lever), **args)
-    learn.cache_features(Path(out)/f'features_{data_args["size"]}_of_{len(learn.dls.train_ds)}', views=1)
+    features = f'features_{data_args["size"]}_of_{len(learn.dls.train_ds)}'
+    if lever == 'the encoder learns words first':   # on random crops, as the recipe's second stage has them
+        learn.dls = CaptionDataLoaders.from_captions(table, seed=42, num_workers=1, **recipe_data('flickr8k'))
+        with learn.no_bar(): learn.fit_stages([Stage(5, slice(4.5e-5, 2e-3), freeze=1, bs=32, bag_of_words=True)])
+        learn.dls,features = dls,'features_that_know_words'
+    learn.cache_features(Path(out)/features, views=1)
     return learn,stage,what
 
 

@@ -44,13 +44,13 @@ class Loss32(Callback):
     order = 40
     def after_loss(self): self.learn.loss = self.loss.detach().float()
 
-def fit(scenes, path, bs, stages=STAGES, cbs=(), resume=False, save_minutes=10., **kw):
+def fit(scenes, path, bs, stages=STAGES, cbs=(), resume=False, save_minutes=10., store=False, **kw):
     set_seed(3)
     learn = tiny_learner(load_dls(scenes, bs=bs, val_bs=4), path=path, metrics=[Top5Accuracy(), BleuMetric()], lambda_attn=1., history=path/'history.csv', **kw)
     learn.model.double()
     learn.add_cbs([in64 := In64Bits(), Loss32()])
     with learn.distrib_ctx(), learn.no_bar(), learn.no_logging():
-        learn.fit_stages(stages, cbs, resume, save_minutes)
+        learn.fit_stages(stages, cbs, resume, save_minutes, cache_features=store)
         scores = learn.evaluate('test', beam_sz=2, measures=WITHOUT_JAVA)
     return [in64.grads, tensors(learn.model), learn.history.table.drop(columns='time'), list(map(float, learn.history.losses)), scores]
 
@@ -86,6 +86,16 @@ def test_like_one_process(scenes, two, tmp_path):
     assert one[3] == pytest.approx(two[3], rel=1e-6)
     assert one[4].pop('top5_accuracy') == pytest.approx(two[4].pop('top5_accuracy'))
     assert one[4] == two[4]
+
+def test_words_and_features_between_stages(scenes, tmp_path):
+    "The encoder learns words, and the first process alone stores its features: as in one process"
+    stages = [Stage(1, slice(1e-4, 1e-2), freeze=1, bag_of_words=True), Stage(1, 1e-2, freeze=True, views=1)]
+    two = fit_in_two(scenes, tmp_path/'two', bs=8, stages=stages, store=True)
+    one = fit(scenes, tmp_path/'one', bs=16, stages=stages, store=True)
+    assert len(one[0]) == len(two[0]) == 6
+    for a,b in zip(one[0][:3], two[0][:3]): close(a, b, 1e-10)
+    for a,b in zip(one[0][3:], two[0][3:]): close(a, b, 1e-3)   # features are of 16 bits
+    assert one[3] == pytest.approx(two[3], rel=1e-3)
 
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 
