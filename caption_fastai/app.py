@@ -200,7 +200,7 @@ def caption_train(
         if o.start and o.arch: raise ValueError(f'--arch {o.arch}: the captioner of --start brings its own model, leave this option out')
         stages = _stages(o)
         set_seed(o.seed)
-        start = Captioner.load(o.start) if o.start else None
+        start = Captioner.load(o.start, device='cpu') if o.start else None
         of_input = start.data_args() if start else encoder_input(o.arch) if o.arch and o.arch != recipe_learner(o.recipe).get('arch') else {}
         kw = {**recipe_data(o.recipe), **of_input, **_given(o, _data_options), 'seed': o.seed}
         if stages[0].bs: kw['bs'] = stages[0].bs

@@ -243,6 +243,10 @@ def _without_faults(df, max_pixels):
     good.attrs['notes'] = df.attrs.get('notes', []) + [note]
     return good
 
+def _own_gpu():
+    "Of several processes on a machine, as accelerate starts them, each has its GPU from the start: the first one would hold a part of all"
+    if num_distrib() > 1 and 'LOCAL_RANK' in os.environ and torch.cuda.is_available(): torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
+
 def _datasets(train, valid, load, vocab):
     n,items = len(train),[*train, *valid]
     return Datasets(items, [[load], [EncodeCaption(vocab)]], n_inp=1, splits=[range(n), range(n, len(items))], dl_type=SortishSampler)
@@ -270,9 +274,10 @@ class CaptionDataLoaders(DataLoaders):
         bs:int=32, val_bs:int=None, # items of a batch, `val_bs` by default 2*bs
         num_workers:int=None, # by default as many as there are cores, 16 at most
         seed:int=None, # of order and augmentation; by default drawn from Python's random numbers
-        device=None
+        device=None # by default a GPU, where there is one: of several processes each takes its own
     ):
         "Everything meets here; ValueError if there is nothing to train on"
+        if device is None: _own_gpu()
         pipeline = ImagePipeline(size, resize, *stats)
         captions = _without_faults(captions, pipeline.max_pixels)
         splits = [captions.index[captions.split == s] for s in ('train', 'valid')]

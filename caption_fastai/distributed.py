@@ -55,7 +55,7 @@ class ShareBatches(DistributedTrainer):
     def after_loss(self):
         if not self.training: return
         loss,lens = self.learn.loss,cap_lens(self.yb[0])
-        n = loss.new_tensor([(lens - 1).clamp(min=0).sum(), (lens > 0).sum()])   # words, captions
+        n = torch.stack([(lens - 1).clamp(min=0).sum(), (lens > 0).sum()]).to(loss)   # words, captions
         dist.all_reduce(total := torch.stack([*n, n[0]*loss.detach()]))
         words,captions = n/total[:2]*dist.get_world_size()   # the mean over processes of these is 1
         self.learn.loss_grad = words*loss + captions*(self.learn.loss_grad - loss)
@@ -75,7 +75,9 @@ def to_distributed(self:CaptionLearner,
     sync_bn=True, # statistics of batch normalisation over all processes, where it trains, and on GPUs?
     **kwargs # for accelerate's `Accelerator`
 ):
-    "Add `ShareBatches`; `learn.distrib_ctx()` does that and takes it away again"
-    self.add_cb(ShareBatches(sync_bn and torch.cuda.is_available() and not self.model.encoder.pretrained, **kwargs))
+    "Add `ShareBatches`, and put model and data on the GPU of this process; `learn.distrib_ctx()` does that and takes the callback away again"
+    self.add_cb(share := ShareBatches(sync_bn and torch.cuda.is_available() and not self.model.encoder.pretrained, **kwargs))
+    self.dls.to(share.accelerator.device)
+    self.model.to(share.accelerator.device)
     if rank_distrib(): self.remove_cb(ProgressCallback)
     return self

@@ -73,3 +73,11 @@ def fused_on(monkeypatch):
 def device():
     "The device inside the block"
     with Device() as d, _Made(): yield d
+
+def gpus(monkeypatch, *devices):
+    "Let `torch.cuda` have `devices`, as ('cpu', 'meta'), in place of GPUs; a process begins with the first one, as on a machine"
+    current = [0]
+    def choose(d): current[0] = d if isinstance(d, int) else torch.device(d).index
+    fakes = dict(is_available=lambda: True, device_count=lambda: len(devices), current_device=lambda: torch.device(devices[current[0]]), set_device=choose, manual_seed_all=lambda seed: None)
+    for name,f in fakes.items(): monkeypatch.setattr(torch.cuda, name, f)
+    monkeypatch.setattr(Tensor, 'pin_memory', lambda self: self)

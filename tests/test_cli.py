@@ -296,15 +296,18 @@ def test_interrupted_training_is_resumed(run, tmp_path, monkeypatch, capsys):
     assert [(r['stage'], r['batches']) for r in rows] == [('1', '2'), ('2', '6')]   # 30 pictures by 16, then by 8
     command_fails(caption_train, [*argv, '--resume', '--lr', '1e-3'], 'progress_', 'other stages')
 
-def test_train_goes_on_from_a_captioner(run, tmp_path):
-    "With --start the model and its words are the captioner's, new words come after them, and the recipe says how to train"
+def test_train_goes_on_from_a_captioner(run, tmp_path, monkeypatch):
+    "With --start the model and its words are the captioner's, new words come after them, and the recipe says how to train; the captioner takes no memory of a GPU"
     out,_,data,_ = run
     more = tmp_path/'more'
     shutil.copytree(data, more)
     tokens = more/'Flickr8k.token.txt'
     tokens.write_text(''.join(f'{l} somewhere\n' for l in tokens.read_text().splitlines()))
     argv = f'--data {more} --out {tmp_path/"new"} --start {out} --min_freq 1 --num_workers 0 --epochs 1 --bs 16 --lr 1e-3'.split()
+    load,devices = Captioner.load,[]
+    monkeypatch.setattr(Captioner, 'load', lambda folder, device=None: devices.append(device) or load(folder, device))
     caption_train(argv)
+    assert devices == ['cpu']
     old,new = Captioner.load(out, 'cpu'),Captioner.load(tmp_path/'new', 'cpu')
     assert new.vocab.itos == [*old.vocab.itos, 'somewhere']
     assert new.model.config == {**old.model.config, 'vocab_sz': len(new.vocab)} and new.pipeline == old.pipeline

@@ -2,6 +2,7 @@
 import copy
 
 import pytest, torch
+from accelerate.state import AcceleratorState, PartialState
 from fastai.callback.fp16 import MixedPrecision
 from torch import nn
 from torch.amp import GradScaler, autocast
@@ -9,12 +10,13 @@ from torch.amp import GradScaler, autocast
 from caption_fastai.attribution import attribute, forced_caption
 from caption_fastai.callbacks import CaptionLoss, SelfCritical, attention_penalty
 from caption_fastai.captioner import Captioner
+from caption_fastai import distributed   # noqa: F401, patches the learner
 from caption_fastai.features import _encoder_key
 from caption_fastai.inside import *   # noqa: F401, for `language_bias`
 from caption_fastai.mistakes import CaptionInterpretation
 from caption_fastai.model import SYSTEMS, caption_model
 from caption_fastai.search import sample_captions, search
-from device import device, fused_on
+from device import device, fused_on, gpus
 from helpers import fit, load_dls, tiny_learner
 
 CAPS = torch.tensor([[[2,4,5,6,3,0], [2,7,3,0,0,0], [2,5,4,8,9,3]], [[2,6,3,0,0,0], [0]*6, [2,9,9,3,0,0]]])   # (2,3,6)
@@ -114,3 +116,25 @@ def test_key_of_an_encoder_in_16_bits():
     encoder = some_model('show_attend_tell').encoder
     keys = [_encoder_key(e.to(dtype))['weights'] for e in (encoder, copy.deepcopy(encoder)) for dtype in (torch.float32, torch.bfloat16)]
     assert keys[0] != keys[1] == keys[3]
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_each_process_has_its_own_gpu(scenes, monkeypatch, rank):
+    "From the start: what a process makes before it trains with others is not on the first GPU"
+    gpus(monkeypatch, 'cpu', 'meta')
+    for k,v in dict(WORLD_SIZE=2, LOCAL_RANK=rank).items(): monkeypatch.setenv(k, str(v))
+    with device():
+        learn = tiny_learner(load_dls(scenes, bs=4))
+        imgs,caps = learn.dls.one_batch()
+    assert {torch.device(o.device).type for o in (imgs, caps, learn.dls, *learn.model.parameters())} == {('cpu', 'meta')[rank]}
+
+def test_in_distrib_ctx_all_is_on_the_own_gpu(scenes, monkeypatch, tmp_path):
+    "From its beginning, not only once it trains: a learner that was made elsewhere, its data, and what is evaluated"
+    for c in (PartialState, AcceleratorState): monkeypatch.setattr(c, '_shared_state', {})
+    for k,v in dict(ACCELERATE_TORCH_DEVICE='meta', WORLD_SIZE='1').items(): monkeypatch.setenv(k, v)
+    with device() as d:
+        learn = tiny_learner(load_dls(scenes, bs=4, device='cpu'), path=tmp_path)
+        learn.to_distributed()
+        assert {torch.device(o.device).type for o in (*learn.dls.one_batch(), learn.dls, *learn.model.parameters(), *learn.model.buffers())} == {'meta'}
+        before = d.waits
+        learn.evaluate(n=2, measures=['bleu'], n_boot=0)
+        assert d.waits > before
