@@ -137,7 +137,9 @@ class SelfCritical(Callback):
         for m in decoder.modules():
             if isinstance(m, nn.RNNBase): m.train()   # else cuDNN has no gradient; between several LSTMs there is dropout then
         true = self.yb[0] if self.yb[0].ndim == 3 else self.yb[0].unsqueeze(1)
-        r = torch.tensor([self.reward(*(self._ids(o) for o in pair)) for pair in zip(caps.cpu(), true.cpu())])   # (bs,k)
+        drawn = caps.cpu()
+        caps.lens = cap_lens(drawn)
+        r = torch.tensor([self.reward(*(self._ids(o) for o in pair)) for pair in zip(drawn, true.cpu())])   # (bs,k)
         self.mean = 100*r.mean().item()   # on the scale of `evaluate`
         self.weight = ((r - r.mean(1, keepdim=True))*self.k/(self.k - 1)).to(feats.device)   # the same as r minus the mean of the others
         self.learn.xb,self.learn.yb = (feats,),(caps,)

@@ -3,6 +3,7 @@ import copy
 
 import pytest, torch
 from accelerate.state import AcceleratorState, PartialState
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from torch import nn
 from torch.amp import GradScaler, autocast
@@ -83,6 +84,18 @@ def test_a_learner_is_where_its_data_are(scenes, monkeypatch):
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-4, cbs=SelfCritical(2, 6))
         assert learn.history.rows[-1]['reward'] >= 0
         CaptionInterpretation.from_learner(learn, n=6, beam_sz=1).language_bias()
+
+def test_drawn_captions_are_fetched_once(scenes, monkeypatch):
+    "Once they are drawn, all that a batch copies is seven small tensors that say where words go, none of them back"
+    fused_on(monkeypatch)
+    class Count(Callback):
+        order,seen = 90,[]
+        def before_batch(self): self.at = d.waits
+        def after_loss(self): self.seen.append(d.waits - self.at)
+    with device() as d:
+        learn = tiny_learner(load_dls(scenes, device='meta', grouped=True, bs=32))
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-4, cbs=[SelfCritical(2, 6), count := Count()])
+        assert max(count.seen) <= 7, count.seen
 
 def test_gradients_of_lstms(dls, photos):
     "cuDNN has none of an LSTM in evaluation mode"
