@@ -74,14 +74,16 @@ def _other_script(text, rare):
 # %% ../nbs/02c_check.ipynb #cell-014
 _MARGIN,_MAX_BITS,_MAX_MEAN,_MAX_DIFF,_BLANK = 4,4,8,64,8
 
+def _both(x): return np.stack([x, x[:,::-1]])   # as it is, and mirrored
+
 def _look(path):
-    "Check sum (16 bytes), hash (64,) of bool, thumbnail (16,16,3) of a picture, or why it cannot be read"
+    "Check sum (16 bytes), hashes (2,64) of bool and thumbnails (2,16,16,3) of a picture as it is and mirrored, or why it cannot be read"
     try:
         raw = Path(path).read_bytes()
         img = open_image(raw, at_least=32)
-        grey = np.asarray(img.convert('L').resize((9, 8), Image.Resampling.BOX)).astype(int)
-        thumb = np.asarray(img.resize((16, 16), Image.Resampling.BOX))
-        return blake2b(raw, digest_size=16).digest(), (grey[:,1:] > grey[:,:-1] + _MARGIN).ravel(), thumb
+        grey = _both(np.asarray(img.convert('L').resize((9, 8), Image.Resampling.BOX)).astype(int))
+        thumbs = _both(np.asarray(img.resize((16, 16), Image.Resampling.BOX)))
+        return blake2b(raw, digest_size=16).digest(), (grey[...,1:] > grey[...,:-1] + _MARGIN).reshape(2, 64), thumbs
     except (OSError, ValueError) as e: return re.sub(r'^the picture given as bytes: | <\S+ object at \w+>', '', str(e))
 
 def _near_pairs(
@@ -105,6 +107,16 @@ def _joined(n, pairs):
     groups = defaultdict(list)
     for i,l in enumerate(label): groups[l].append(i)
     return [g for g in groups.values() if len(g) > 1]
+
+def _near_groups(
+    bits, # (n,2,64), bool
+    thumbs # (n,2,16,16,3), uint8
+): # yields groups of near-identical pictures: of each its number, and is it the mirror image of the first one?
+    "Mirrored pictures are pictures with numbers of their own, `n` more, so that each group is there a second time, mirrored"
+    n = len(bits)
+    for g in _joined(2*n, _near_pairs(*(np.concatenate([o[:,0], o[:,1]]) for o in (bits, thumbs)))):
+        mirrored = {i % n: False for i in g if i < n} | {i % n: True for i in g if i >= n and i - n not in g}
+        if len(mirrored) > 1 and not mirrored[min(mirrored)]: yield mirrored
 
 # %% ../nbs/02c_check.ipynb #cell-018
 def _rows(path, find):
@@ -230,19 +242,19 @@ def _find_pictures(t, base, told, workers, find):
         if isinstance(o, str): find('unreadable', first[name[p]], f'{name[p]}: {o}')
     for n in _beside(name, [*places, *map(os.path.basename, name), *told]): find('bare', 'pictures', n)
     looks = {p: o for p,o in looks.items() if not isinstance(o, str)}
-    def tell(group, paths):
+    def tell(group, paths, mirrored=()):
         if len({s for p in paths for s in of[p]}) > 1: group = {'copies': 'leak', 'near_copies': 'near_leak'}[group]
-        find(group, first[name[paths[0]]], ' = '.join(f"{name[p]}{''.join(f' ({s})' for s in of[p])}" for p in paths))
+        find(group, first[name[paths[0]]], ' = '.join(f"{'mirrored '*(p in mirrored)}{name[p]}{''.join(f' ({s})' for s in of[p])}" for p in paths))
     same = defaultdict(list)
     for p,(digest,*_) in looks.items(): same[digest].append(p)
     for ps in same.values():
         if len(ps) > 1: tell('copies', ps)
     single = {ps[0]: looks[ps[0]][1:] for ps in same.values()}
-    plain = [p for p,(_,thumb) in single.items() if np.ptp(thumb.reshape(-1, 3), axis=0).max() <= _BLANK]
+    plain = [p for p,(_,thumbs) in single.items() if np.ptp(thumbs[0].reshape(-1, 3), axis=0).max() <= _BLANK]
     for p in plain: find('blank', first[name[p]], name[p]); single.pop(p)
     if not single: return len(name)
     alike = [ps for ps in same.values() if ps[0] in single]
-    for g in _joined(len(single), _near_pairs(*(np.stack(o) for o in zip(*single.values())))): tell('near_copies', [p for i in g for p in alike[i]])
+    for g in _near_groups(*(np.stack(o) for o in zip(*single.values()))): tell('near_copies', [p for i in sorted(g) for p in alike[i]], [p for i in g if g[i] for p in alike[i]])
     return len(name)
 
 # %% ../nbs/02c_check.ipynb #cell-024

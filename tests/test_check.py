@@ -168,3 +168,16 @@ def test_a_name_of_any_bytes(tmp_path, capsys):
     assert caption_check([str(d), '--json']) == 0
     assert json.loads(capsys.readouterr().out)['groups']['bare']['findings'] == [dict(where='pictures', what=name)]
     assert caption_check([str(d)]) == 0 and 'pictures: \\udcff.jpg' in capsys.readouterr().out
+
+def test_mirrored_copies(pics):
+    "Also of a copy, stored anew and smaller; a symmetrical picture is no copy of itself, and where one is, it is not told as mirrored"
+    def mirror(n, to, size=(30, 20)): Image.open(pics/'Images'/n).transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize(size).save(pics/'Images'/to, quality=60)
+    mirror('0.jpg', 'a.jpg'); mirror('a.jpg', 'b.jpg', (40, 30)); mirror('1.jpg', 'c.jpg')
+    half = Image.open(pics/'Images'/'3.jpg')
+    half.paste(half.crop((0, 0, 20, 30)).transpose(Image.Transpose.FLIP_LEFT_RIGHT), (20, 0)); half.save(pics/'Images'/'s.png')
+    mirror('s.png', 't.jpg')
+    splits = {'0.jpg': 'train', 'a.jpg': 'valid', 'b.jpg': 'train', '1.jpg': 'train', 'c.jpg': 'train', 's.png': 'train', 't.jpg': 'train', '5.jpg': 'valid'}
+    df = pd.DataFrame(dict(image=list(splits), caption='a dog runs here', split=list(splits.values())))
+    report = check_captions(df, pics/'Images')
+    assert report['near_leak'].what.tolist() == ['0.jpg (train) = mirrored a.jpg (valid) = b.jpg (train)']
+    assert report['near_copies'].what.tolist() == ['1.jpg (train) = mirrored c.jpg (train)', 's.png (train) = t.jpg (train)']
