@@ -23,7 +23,7 @@ class State(NamedTuple):
 
     def pick_rows(self, idx:Tensor)->'State':
         "Rows `idx` of what belongs to sentences"
-        return State(tuple(o.index_select(0, idx) for o in self.rows), self.image)   # whose gradient, unlike that of `o[idx]`, is the same in every run
+        return State(tuple(o.index_select(0, idx) for o in self.rows), self.image)   # whose gradient on a CPU, unlike that of `o[idx]`, is the same in every run
 
     def pick_images(self, idx:Tensor)->'State':
         "Images `idx` with all their rows"
