@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np, torch, torchvision
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save as tensor_bytes
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -116,7 +116,7 @@ class Captioner:
         config = dict(format=_FORMAT, model=self.model.config, pipeline=self.pipeline.to_dict(),
                       versions=dict(caption_fastai=__version__, torch=str(torch.__version__), torchvision=torchvision.__version__))
         weights = {k: (_half(v) if half else v).detach().cpu().contiguous() for k,v in self.model.state_dict().items()}
-        _write(folder/'model.safetensors', *_tensor_parts(weights, dict(vocab=_digest(self.vocab))))
+        _write(folder/'model.safetensors', tensor_bytes(weights, dict(vocab=_digest(self.vocab))))
         save_vocab(self.vocab, folder/'vocab.json')
         _write(folder/'config.json', json.dumps(config, indent=1).encode())
         if scores or kwargs: _write(folder/'README.md', model_card(self, scores, **kwargs).encode())
@@ -179,19 +179,6 @@ def _half(v):
     "Numbers in 16 bits, where none of them is too large for that"
     h = v.half() if v.is_floating_point() else v
     return h if h.isfinite().all() else v
-
-_DTYPES = dict(I64=torch.int64, F64=torch.float64, F32=torch.float32, I32=torch.int32, BF16=torch.bfloat16, F16=torch.float16, I16=torch.int16, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
-
-def _tensor_parts(tensors, meta):
-    "The bytes of a safetensors file in parts, as the library would write them, but without a copy of the tensors, which are on the CPU and contiguous"
-    names,header,at = {t: n for n,t in _DTYPES.items()},{'__metadata__': meta},0
-    order = sorted(tensors, key=lambda k: (list(names).index(tensors[k].dtype), k))
-    for k in order:
-        v = tensors[k]
-        header[k] = dict(dtype=names[v.dtype], shape=list(v.shape), data_offsets=[at, at := at + v.nbytes])
-    head = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
-    head += b' '*(-len(head) % 8)
-    return len(head).to_bytes(8, 'little'), head, *(tensors[k].flatten().view(torch.uint8).numpy() for k in order)
 
 def _digest(vocab): return sha256(json.dumps(vocab.to_dict()).encode()).hexdigest()
 

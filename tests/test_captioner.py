@@ -7,7 +7,7 @@ import numpy as np, pytest, torch
 from fastcore.foundation import L
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 
 from caption_fastai.captioner import Captioner
 from caption_fastai.images import ImagePipeline
@@ -49,33 +49,6 @@ def test_a_full_disk(folder):
     try: fails(OSError, lambda: captioner.save(folder), folder/'model.safetensors', 'MB to write', 'MB free')
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2)
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='asks the system for the most memory so far')
-def test_weights_are_saved_without_a_copy(tmp_path):
-    "What `save` takes of memory is less than half of what it writes"
-    code = f"""if True:
-        import re
-        from pathlib import Path
-        from caption_fastai.captioner import Captioner, ImagePipeline, Vocab, caption_model
-        def peak(): return 1024*int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])
-        vocab = Vocab([f'w{{i}}' for i in range(30000)])
-        captioner = Captioner(caption_model(len(vocab), 'shapes_cnn', None, emb_sz=600, n_hid=64), vocab, ImagePipeline(48))
-        before = peak()
-        file = captioner.save({str(tmp_path)!r})/'model.safetensors'
-        print((peak() - before)/file.stat().st_size)"""
-    assert float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout) < 0.5
-
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_weights_are_saved_as_the_library_saves_them(tmp_path, dtype):
-    "All bytes, also of weights that are too large for 16 bits, of whole numbers, and of none"
-    model = caption_model(12, 'shapes_cnn', weights=None, **SIZES).to(dtype)
-    model.decoder.out.bias.data[4] = 1e5 if dtype != torch.float16 else 1.
-    for name,t in dict(none=torch.zeros(0, 3), yes=torch.tensor([True, False, True]), small=torch.arange(5, dtype=torch.int32)).items(): model.register_buffer(name, t)
-    for half in (False, True):
-        file = Captioner(model, Vocab(list('abcdefgh')), ImagePipeline(48)).save(tmp_path, half)/'model.safetensors'
-        with safe_open(file, 'pt') as f: weights,meta = {k: f.get_tensor(k) for k in f.keys()},f.metadata()
-        assert file.read_bytes() == save(weights, meta)
-        for k,v in model.state_dict().items(): torch.testing.assert_close(weights[k].to(v.dtype), v, rtol=1e-3*half, atol=1e-6*half)
 
 def test_files_of_one_mode(folder):
     "The user of a container may read the weights where it may read the rest"
