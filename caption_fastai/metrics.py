@@ -24,6 +24,22 @@ from .decoder import Packing, targets
 from .search import caption_images
 from .text import Vocab, cap_lens, tokenize
 
+# %% ../nbs/10_metrics.ipynb #cell-042
+def _check_refs(refs):
+    if bad := [i for i,r in refs.items() if not isinstance(r, (list, tuple)) or not all(isinstance(o, str) for o in r)]: raise ValueError(f'refs: expected a list of texts for {bad[0]}, not {refs[bad[0]]!r}')
+    if bad := [i for i,r in refs.items() if not r]: raise ValueError(f"refs: {bad[0]}{f' and {len(bad)-1} more have' if bad[1:] else ' has'} no reference")
+
+def _by_image(hyps, refs):
+    "Both as dicts, of lists by place; ValueError unless there is a caption for each image that has references, and the other way round"
+    if isinstance(hyps, dict) != isinstance(refs, dict): raise ValueError('hyps, refs: give both as dicts by image, or both as lists')
+    if not isinstance(hyps, dict): hyps,refs = dict(enumerate(hyps)),dict(enumerate(refs))
+    if not hyps: raise ValueError('hyps: there are no captions to score')
+    if bad := [i for i,h in hyps.items() if not isinstance(h, str)]: raise ValueError(f'hyps: expected a text for {bad[0]}, not {hyps[bad[0]]!r}')
+    _check_refs(refs)
+    for name,lost in (('refs', [i for i in hyps if not refs.get(i)]), ('hyps', [i for i in refs if i not in hyps])):
+        if lost: raise ValueError(f"{name}: {lost[0]}{f' and {len(lost)-1} more have' if lost[1:] else ' has'} no {dict(refs='reference', hyps='caption')[name]}")
+    return hyps,refs
+
 # %% ../nbs/10_metrics.ipynb #cell-007
 def _bleu_counts(
     hyp:list[str], refs:list[list[str]] # words
@@ -44,7 +60,8 @@ def bleu(
     refs:list[list[str]] # the references of each
 )->list[float]: # BLEU-1 to BLEU-4, in percent
     "Corpus BLEU with brevity penalty, without smoothing, of captions as text (Papineni et al. 2002)"
-    counts = [_bleu_counts(tokenize(h), [tokenize(r) for r in rs]) for h,rs in zip(hyps, refs)]
+    hyps,refs = _by_image(hyps, refs)
+    counts = [_bleu_counts(tokenize(h), [tokenize(r) for r in refs[i]]) for i,h in hyps.items()]
     return _bleu_of(np.sum(counts, 0)).tolist()
 
 # %% ../nbs/10_metrics.ipynb #cell-013
@@ -116,10 +133,6 @@ def _interval(x): return tuple(np.quantile(x, (0.025, 0.975)).tolist())
 WITHOUT_JAVA = 'bleu','cider','rouge_l'
 MEASURES = *WITHOUT_JAVA,'meteor'
 
-def _check_refs(refs):
-    if bad := [i for i,r in refs.items() if not isinstance(r, (list, tuple)) or not all(isinstance(o, str) for o in r)]: raise ValueError(f'refs: expected a list of texts for {bad[0]}, not {refs[bad[0]]!r}')
-    if bad := [i for i,r in refs.items() if not r]: raise ValueError(f"refs: {bad[0]}{f' and {len(bad)-1} more have' if bad[1:] else ' has'} no reference")
-
 def _check_measures(measures):
     if bad := [m for m in measures if m not in MEASURES]: raise ValueError(f"measures: there is no '{bad[0]}', choose of {', '.join(MEASURES)}")
 
@@ -128,14 +141,6 @@ def _name_empty(images, counts):
     empty = [i for i,t in zip(images, counts.hyps) if not t]
     if empty: warnings.warn(f'{len(empty)} captions are empty and score 0, the first is that of {empty[0]}')
     return len(empty)
-
-def _check_images(hyps, refs):
-    "ValueError unless there is a caption for each image that has references, and the other way round"
-    if not hyps: raise ValueError('hyps: there are no captions to score')
-    if bad := [i for i,h in hyps.items() if not isinstance(h, str)]: raise ValueError(f'hyps: expected a text for {bad[0]}, not {hyps[bad[0]]!r}')
-    _check_refs(refs)
-    for name,lost in (('refs', [i for i in hyps if not refs.get(i)]), ('hyps', [i for i in refs if i not in hyps])):
-        if lost: raise ValueError(f"{name}: {lost[0]}{f' and {len(lost)-1} more have' if lost[1:] else ' has'} no {dict(refs='reference', hyps='caption')[name]}")
 
 def _text(k, v): return f'{v:.3f}' if k in ('length_ratio', 'new', 'top5_accuracy') else f'{v:.1f}'   # shares, or percent and words
 
@@ -146,8 +151,8 @@ class Scores(dict):
         return '\n'.join(f"{k:<14}{f'{v:.4g}' if isinstance(v, float) else v}{within.get(k, '')}" for k,v in self.items() if k != 'intervals')
 
 def score_captions(
-    hyps:dict, # image to caption
-    refs:dict, # the same images to their references
+    hyps:dict|list, # image to caption, or captions
+    refs:dict|list, # the same images to their references, or lists of references in the same order
     how:str='', # how the captions were made, for the signature
     known=None, # training captions, for the share of new ones
     top5:dict=None, # image to how many of its true words were among the five likeliest, and how many it has
@@ -156,7 +161,8 @@ def score_captions(
     min_distinct:float=0.2 # warn if a smaller share of the captions is different
 )->Scores: # a dict; see the text; intervals are a dict of (low, high)
     "Scores of captions by the protocol above; ValueError names an image without a reference or without a caption"
-    _check_images(hyps, refs)
+    hyps,refs = _by_image(hyps, refs)
+    measures = [measures] if isinstance(measures, str) else measures
     _check_measures(measures)
     hs,rs = list(hyps.values()),[refs[i] for i in hyps]
     counts,draws = _Counts(hs, rs, measures),_draws(len(hs), n_boot)

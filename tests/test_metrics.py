@@ -161,3 +161,20 @@ def test_files_that_cannot_be_compared(tmp_path):
     b = write(tmp_path/'b.json', {**hyps, '1.jpg': ' '}, {i: r[::-1] for i,r in refs.items()})   # the same references in another order
     with pytest.warns(UserWarning, match='1 captions are empty and score 0, the first is that of 1.jpg'): t = compare(a, b)
     assert t.difference['bleu1'] < 0 and 'bleu' in t.attrs['signature'].lower()
+
+def test_lists_of_captions():
+    "What is at hand as lists is scored as lists: a caption and its references in the same place"
+    hyps,refs = made_up(20)
+    by_name = score_captions(hyps, refs, measures='cider', n_boot=0)
+    by_place = score_captions(list(hyps.values()), list(refs.values()), measures=['cider'], n_boot=0)
+    assert by_place == by_name and by_name['cider'] > 0
+    fails(ValueError, lambda: score_captions(list(hyps.values()), list(refs.values())[:-1]), 'refs', '19 has no reference')
+    fails(ValueError, lambda: score_captions(list(hyps.values()), refs), 'hyps', 'refs', 'both')
+
+def test_bleu_of_what_does_not_fit():
+    "References that are texts would be read letter by letter, and lists of different length be cut"
+    hyps,refs = ['a dog runs', 'two cats'],[['A dog runs.'], ['Two cats sleep.', 'cats']]
+    for h,r,*parts in ((hyps, ['A dog runs.', 'two cats'], 'a list of texts', "'A dog runs.'"), (hyps, refs[:1], '1 has no reference'), (hyps[:1], refs, '1 has no caption'),
+                       ([], [], 'no captions'), ('a dog', 'a dog', 'a list of texts'), (hyps, [['a dog'], []], '1 has no reference'), ([['a', 'dog'], 'b'], refs, 'hyps', "['a', 'dog']")):
+        fails(ValueError, lambda h=h, r=r: metrics.bleu(h, r), *parts)
+    assert metrics.bleu(dict(a='a dog runs'), dict(a=['A dog runs.'])) == metrics.bleu(hyps[:1], refs[:1])
