@@ -79,6 +79,7 @@ def _train_parser():
     p = argparse.ArgumentParser('caption_train', description='Train a captioner in stages and save it.')
     def add(name, help, **kw): p.add_argument(f'--{name}', help=help, **kw)
     add('data', "'shapes' for the embedded scenes, or a folder or file of captions", required=True)
+    add('img_path', 'folder of the pictures, by default with the captions')
     add('out', 'folder for the captioner, history.csv and pictures', required=True)
     add('recipe', f"a whole configuration, by default scenes or flickr8k: {', '.join(recipes)}")
     add('start', 'folder of a captioner to go on from, with its words and those that --data adds; of the recipe the training alone counts')
@@ -197,6 +198,7 @@ def caption_train(
         shapes = o.data == 'shapes'
         o.recipe = o.recipe or ('scenes' if shapes else 'flickr8k')
         _check(o)
+        if o.views and o.cache_features is None: raise ValueError(f'--views {o.views}: views are of features, give --cache_features too')
         if o.start and o.arch: raise ValueError(f'--arch {o.arch}: the captioner of --start brings its own model, leave this option out')
         stages = _stages(o)
         set_seed(o.seed)
@@ -205,7 +207,7 @@ def caption_train(
         kw = {**recipe_data(o.recipe), **of_input, **_given(o, _data_options), 'seed': o.seed}
         if stages[0].bs: kw['bs'] = stages[0].bs
         if shapes: dls = _first(partial(CaptionDataLoaders.from_shapes, out/'scenes', **kw))
-        else: dls = _first(partial(CaptionDataLoaders.from_flickr8k, o.data, skip_missing=o.skip_missing, **kw))
+        else: dls = _first(partial(CaptionDataLoaders.from_flickr8k, o.data, skip_missing=o.skip_missing, img_path=o.img_path, **kw))
         if o.beam_sz > len(dls.vocab): raise ValueError(f'--beam_sz {o.beam_sz}: the vocabulary has only {len(dls.vocab)} words')
         out.mkdir(parents=True, exist_ok=True)
         print(dls.summary().to_string(), '\n')
@@ -229,6 +231,7 @@ def caption_evaluate(
     p = argparse.ArgumentParser('caption_evaluate', description='Score a captioner; prints one JSON object.')
     p.add_argument('captioner', help='folder that caption_train wrote')
     p.add_argument('--data', help='folder or file of captions', required=True)
+    p.add_argument('--img_path', help='folder of the pictures, by default with the captions')
     p.add_argument('--split', help='train, valid (dev) or test', default='test')
     p.add_argument('--beam_sz', help='hypotheses an image, 1 is greedy', type=int, default=3)
     p.add_argument('--max_len', help='words of a caption at most', type=int, default=30)
@@ -239,7 +242,7 @@ def caption_evaluate(
     p.add_argument('--out', help="file for every picture's hypothesis and references, as JSON")
     o = p.parse_args(argv)
     with one_line_errors('caption_evaluate'):
-        captions = read_captions(o.data, skip_missing=o.skip_missing)
+        captions = read_captions(o.data, skip_missing=o.skip_missing, img_path=o.img_path)
         refs,train = refs_of(captions, o.split),captions[captions.split == 'train']
         c = Captioner.load(o.captioner)
         scores,hyps = evaluate(c.model, c.vocab, c.pipeline, refs, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty,

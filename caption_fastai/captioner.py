@@ -98,7 +98,7 @@ class Captioner:
         **kwargs # see `stream`
     )->Caption|list: # a `Caption` a picture, or with `n_best` above 1 a list of them
         "Caption one picture or many; ValueError or FileNotFoundError names one that cannot be read"
-        many = not isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray, Tensor))
+        many = not (isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray, Tensor)) or hasattr(pictures, 'read'))
         res = dict(self.stream(list(pictures) if many else [pictures], n_best=n_best, **kwargs))
         for o in res.values():
             if isinstance(o, Exception): raise o

@@ -462,7 +462,7 @@ def _records(d, key, where, **kinds):
 def _once(values, where, what):
     "`ValueError` if one of `values` is there twice"
     v,n = Counter(values).most_common(1)[0] if values else (None, 0)
-    if n>1: raise ValueError(f'{where}: {n} {what} {v!r}; keep one')
+    if n>1: raise ValueError(f'{where}: {n} {what} {v!r}; keep one, or give each one of its own')
 
 # %% ../nbs/01_captions.ipynb #cell-069
 _id,_maybe,_maybe_id = (int, str),(str, type(None)),(int, str, type(None))
@@ -601,6 +601,7 @@ def read_captions(
 )->pd.DataFrame: # image, caption, split
     "The table of captions of Flickr8k's files, a CSV file, Karpathy's or COCO's JSON, or a folder of pictures and text files"
     with _hint(Path(path).name): read,at = _which(_exists(path))
+    if read is read_folder and (img_path := kw.pop('img_path', None)): raise ValueError(f'img_path={img_path}: the pictures of {path} lie beside their texts; leave it out')
     return read(at, **kw)
 
 # %% ../nbs/01_captions.ipynb #cell-091

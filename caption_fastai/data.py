@@ -181,12 +181,13 @@ class SortishSampler(SortedDL):
         return [self.dataset.items[j] for j in self._share(list(super().get_idxs())[i*self.bs:(i + 1)*self.bs])]
 
 # %% ../nbs/03_data.ipynb #cell-022
-def show_captions(imgs, titles, ctxs=None, max_n=9, ncols=3, figsize=None, width=32, **kwargs):
+def show_captions(imgs, titles, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, width=32, **kwargs):
     "Pictures under their titles, wrapped at `width` letters; lines of a title stay lines"
     n = min(len(imgs), max_n)
     titles = ['\n'.join(textwrap.fill(l, width) for l in title.split('\n')) for title in titles[:n]]
     if ctxs is None:
-        rows,cols,lines = math.ceil(n/ncols),min(ncols, n),max(t.count('\n') + 1 for t in titles)
+        cols,lines = ncols or (math.ceil(n/nrows) if nrows else min(3, n)),max(t.count('\n') + 1 for t in titles)
+        rows = nrows or math.ceil(n/cols)
         ctxs = plt.subplots(rows, cols, figsize=figsize or (cols*3.2, rows*(3.2 + 0.2*lines)), layout='constrained', squeeze=False)[1].flatten()
         for ax in ctxs[n:]: ax.axis('off')
     for img,title,ctx in zip(imgs, titles, ctxs):
@@ -253,7 +254,16 @@ def _datasets(train, valid, load, vocab):
 
 class CaptionDataLoaders(DataLoaders):
     "fastai `DataLoaders` of pictures and captions"
-    vocab=pipeline=captions=load=features=num_workers=None
+    vocab=pipeline=load=features=num_workers=None
+
+    @property
+    def captions(self)->pd.DataFrame:
+        "The table of captions; ValueError where there is none"
+        if 'captions' not in vars(self): raise ValueError('there are no pictures and captions, as after load_learner; give the learner some: learn.dls = dls')
+        return vars(self)['captions']
+
+    @captions.setter
+    def captions(self, df): vars(self)['captions'] = df
 
     @classmethod
     def from_captions(cls,
@@ -372,17 +382,18 @@ class CaptionDataLoaders(DataLoaders):
 
     def summary(self)->pd.DataFrame:
         "Images and captions of each split; prints the size of the vocabulary and what was noted while reading"
+        notes = self.captions.attrs.get('notes', [])
         caps = [c for o in self.train_ds.items for c in (o.ids if isinstance(o.ids[0], tuple) else [o.ids])]
         toks = [i for c in caps for i in c[1:-1]]
         print(f'vocabulary: {len(self.vocab)} tokens, {toks.count(self.vocab.unk_idx)/max(len(toks), 1):.1%} of the training words are unknown')
-        for note in self.captions.attrs.get('notes', []): print(note)
+        for note in notes: print(note)
         return summary(self.captions)
 
     @classmethod
     @delegates(from_captions)
-    def from_flickr8k(cls, path, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, **kwargs):
+    def from_flickr8k(cls, path, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, img_path=None, **kwargs):
         "A folder in Flickr8k's own form or in Kaggle's, see `read_captions`; where it names no split, a part of the images is drawn"
-        return cls.from_captions(read_captions(path, **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
+        return cls.from_captions(read_captions(path, img_path=img_path, **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
 
     @classmethod
     @delegates(from_captions)

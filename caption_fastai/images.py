@@ -50,7 +50,7 @@ def _n_pixels(img):
     return max(img.width*img.height, w*h)
 
 def open_image(
-    src, # path, bytes, PIL picture, array (H,W[,3]) or tensor (3,H,W), of uint8, of uint16 (scaled to 8 bits), of other integers in 0..255 or of floats in 0..1
+    src, # path, bytes, open file, PIL picture, array (H,W[,3]) or tensor (3,H,W), of uint8, of uint16 (scaled to 8 bits), of other integers in 0..255 or of floats in 0..1
     max_pixels:int=MAX_PIXELS, # a picture with more is refused
     at_least:int|None=None # pixels of a side that are enough: a larger JPEG file is decoded at a half, a quarter or an eighth
 )->Image.Image: # upright, mode RGB

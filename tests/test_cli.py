@@ -336,6 +336,22 @@ def test_options_of_the_model(asks):
     assert kw.items() >= dict(grid=5, deep_output=True, train_vectors=False).items()
     assert not {'grid', 'deep_output', 'train_vectors'} & asks('')[1].keys()
 
+def test_pictures_that_lie_elsewhere(asks, captioner_dir, scenes, photos, tmp_path, capsys):
+    "With --img_path the captions need not lie with the pictures; where each picture has its text beside it, that is refused"
+    data = tmp_path/'captions'; data.mkdir()
+    for f in scenes.glob('Flickr*.txt'): shutil.copy(f, data)
+    where = f'--data {data} --img_path {scenes}'
+    assert {Path(o.image).parent for o in asks(where)[0].train_ds.items} == {scenes/'Images'}
+    capsys.readouterr()
+    caption_evaluate([str(captioner_dir), *where.split(), '--beam_sz', '1', '--no-meteor'])
+    assert json.loads(capsys.readouterr().out)['n'] == 20
+    beside = tmp_path/'beside'; beside.mkdir()
+    shutil.copy(photos[0], beside); (beside/photos[0].name).with_suffix('.txt').write_text('A scene')
+    command_fails(caption_evaluate, [captioner_dir, '--data', beside, '--img_path', scenes], f'img_path={scenes}', 'leave it out')
+
+def test_views_of_what_is_not_cached(run):
+    command_fails(caption_train, [*run[3], '--views', '2'], '--views 2', '--cache_features')
+
 def test_train_another_system_than_the_recipe(run, tmp_path):
     "The default recipe beside --system: its sizes that the system does not have are left out, those given are refused"
     argv = f'--data {run[2]} --out {tmp_path} --system merge --arch shapes_cnn --size 96 --min_freq 1 --num_workers 0 --epochs 1 --bs 16 --lr 1e-2 --no-aug --n_hid 32'.split()

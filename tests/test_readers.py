@@ -138,7 +138,7 @@ def test_record_that_is_none(folder, form, key, change, parts):
 @pytest.mark.parametrize('form,key,change,parts', [
     (karpathy, 'images', dict(filename='0.jpg'), ['2 images', '0.jpg']),
     (karpathy, 'images', dict(imgid=0), ['2 images', 'imgid 0']),
-    (karpathy, 'images', dict(sentences=[dict(raw='A dog', sentid=0)]), ['2 sentences', 'sentid 0']),
+    (karpathy, 'images', dict(sentences=[dict(raw='A dog', sentid=0)]), ['2 sentences', 'sentid 0', 'keep one, or give each one of its own']),
     (coco, 'images', dict(id=100), ['2 images', 'id 100']),
     (coco, 'images', dict(file_name='0.jpg'), ['2 images', '0.jpg']),
     (coco, 'annotations', dict(id=0), ['2 annotations', 'id 0'])])
