@@ -64,6 +64,10 @@ _data_options = {k: k for k in ('size', 'min_freq', 'max_vocab', 'max_len', 'gro
 _learner_options = dict(arch='arch', system='system', emb_sz='emb_sz', attn_sz='attn_sz', n_hid='n_hid', proj_sz='proj_sz', n_layers='n_layers', cell='cell', join='join', dropout='p', lambda_attn='lambda_attn',
                         label_smoothing='label_smoothing', pr_force='pr_force', opt='opt_func', wd='wd', word_vectors='word_vectors', train_vectors='train_vectors', grid='grid', deep_output='deep_output')
 
+def _read(o):
+    "The captions of `--data`; a split by chance is that of every training and evaluation, whatever --seed is"
+    return read_captions(o.data, skip_missing=o.skip_missing, img_path=o.img_path)
+
 def _check(o):
     "Options in range"
     def check(names, ok, expected):
@@ -207,7 +211,7 @@ def caption_train(
         kw = {**recipe_data(o.recipe), **of_input, **_given(o, _data_options), 'seed': o.seed}
         if stages[0].bs: kw['bs'] = stages[0].bs
         if shapes: dls = _first(partial(CaptionDataLoaders.from_shapes, out/'scenes', **kw))
-        else: dls = _first(partial(CaptionDataLoaders.from_flickr8k, o.data, skip_missing=o.skip_missing, img_path=o.img_path, **kw))
+        else: dls = _first(lambda: CaptionDataLoaders.from_captions(_read(o), **kw))
         if o.beam_sz > len(dls.vocab): raise ValueError(f'--beam_sz {o.beam_sz}: the vocabulary has only {len(dls.vocab)} words')
         out.mkdir(parents=True, exist_ok=True)
         print(dls.summary().to_string(), '\n')
@@ -242,7 +246,7 @@ def caption_evaluate(
     p.add_argument('--out', help="file for every picture's hypothesis and references, as JSON")
     o = p.parse_args(argv)
     with one_line_errors('caption_evaluate'):
-        captions = read_captions(o.data, skip_missing=o.skip_missing, img_path=o.img_path)
+        captions = _read(o)
         refs,train = refs_of(captions, o.split),captions[captions.split == 'train']
         c = Captioner.load(o.captioner)
         scores,hyps = evaluate(c.model, c.vocab, c.pipeline, refs, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty,

@@ -391,9 +391,9 @@ class CaptionDataLoaders(DataLoaders):
 
     @classmethod
     @delegates(from_captions)
-    def from_flickr8k(cls, path, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, img_path=None, **kwargs):
+    def from_flickr8k(cls, path, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, **kwargs):
         "A folder in Flickr8k's own form or in Kaggle's, see `read_captions`; where it names no split, a part of the images is drawn"
-        return cls.from_captions(read_captions(path, img_path=img_path, **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
+        return cls.from_captions(read_captions(path, **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
 
     @classmethod
     @delegates(from_captions)

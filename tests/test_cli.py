@@ -349,6 +349,15 @@ def test_pictures_that_lie_elsewhere(asks, captioner_dir, scenes, photos, tmp_pa
     shutil.copy(photos[0], beside); (beside/photos[0].name).with_suffix('.txt').write_text('A scene')
     command_fails(caption_evaluate, [captioner_dir, '--data', beside, '--img_path', scenes], f'img_path={scenes}', 'leave it out')
 
+def test_split_by_chance_is_that_of_evaluation(asks, captioner_dir, scenes, tmp_path, capsys):
+    "Where the data name no split, that which caption_evaluate draws is the one of the training, whatever its --seed: no picture is trained on and scored"
+    shutil.copytree(scenes/'Images', tmp_path/'data'/'Images'); shutil.copy(scenes/'Flickr8k.token.txt', tmp_path/'data')
+    dls = asks(f'--data {tmp_path/"data"} --seed 7')[0]
+    capsys.readouterr()
+    caption_evaluate([str(captioner_dir), '--data', str(tmp_path/'data'), '--split', 'valid', '--beam_sz', '1', '--no-meteor', '--out', str(tmp_path/'rows.json')])
+    assert {r['image'] for r in json.loads((tmp_path/'rows.json').read_text())} == {Path(o.image).name for o in dls.valid_ds.items}
+    assert dls.train.seed == 7
+
 def test_views_of_what_is_not_cached(run):
     command_fails(caption_train, [*run[3], '--views', '2'], '--views 2', '--cache_features')
 
