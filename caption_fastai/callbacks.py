@@ -15,7 +15,7 @@ from fastai.learner import Metric
 from fastai.torch_basics import *
 
 from .decoder import Packing, State, targets
-from .metrics import CiderReward, evaluate
+from .metrics import MEASURES, CiderReward, evaluate
 from .search import only_words_, sample_captions, search
 from .text import Vocab, cap_lens
 
@@ -48,7 +48,10 @@ class TeacherForcing(Callback):
         self.learn.xb = (*self.xb, *self.yb)
 
     def after_pred(self):
-        if not isinstance(self.pred, State): self.learn.pred,self.alphas = self.pred
+        if not isinstance(self.pred, State):
+            if hasattr(self.learn, 'gather_preds') and self.gather_preds.with_preds:
+                raise ValueError('true captions give scores of each of their words, which are in no order of pictures; for captions ask for predictions of learn.dls.test_dl(files), for scores call learn.evaluate(), for losses pass with_preds=False')
+            self.learn.pred,self.alphas = self.pred
         else:
             hyps = search(self.model.decoder, self.pred, max_len=self.max_len)
             ids = [h[0].ids + [Vocab.pad_idx]*(self.max_len - len(h[0].ids)) for h in hyps]
@@ -158,23 +161,28 @@ class SelfCritical(Callback):
 
 # %% ../nbs/11_callbacks.ipynb #cell-017
 class BleuMetric(Metric):
-    "BLEU-4 of freely generated captions of the validation pictures"
+    "A score of freely generated captions of the validation pictures, by default BLEU-4"
     def __init__(self,
         n:int=None, # pictures, the first ones; None for all
+        measure:str='bleu4', # or bleu1 to bleu3, cider, rouge_l, meteor
         **kwargs # for `evaluate`: bs, num_workers, beam_sz, max_len, length_penalty
-    ): self.n,self.kwargs,self.scores = n,kwargs,{}
+    ):
+        known = [*(f'bleu{i}' for i in range(1, 5)), *MEASURES[1:]]
+        if measure not in known: raise ValueError(f"measure='{measure}': choose one of {', '.join(known)}")
+        self.n,self.measure,self.kwargs,self.scores = n,measure,kwargs,{}
     def reset(self): self.learn = None
     def accumulate(self, learn): self.learn = learn
     @property
-    def name(self): return 'bleu4'
+    def name(self): return self.measure
     @property
     def value(self):
         "Makes the captions, so ask once; all scores are then in `scores`"
         if self.learn is None: return None
         dls = self.learn.dls
-        refs = dict(list(dls.refs('valid').items())[:self.n])
-        self.scores,_ = evaluate(self.learn.model, dls.vocab, dls.source, refs, measures=['bleu'], n_boot=0, min_distinct=0, top5=False, share=getattr(self.learn, 'share', (0, 1)), **self.kwargs)
-        return self.scores['bleu4']
+        mine = dls.captions.image.isin({o.image for o in self.learn.dl.dataset.items})
+        refs = dict(list(dls.captions[mine].groupby('image', sort=False).caption.agg(list).items())[:self.n])
+        self.scores,_ = evaluate(self.learn.model, dls.vocab, dls.source, refs, measures=[self.measure.rstrip('1234')], n_boot=0, min_distinct=0, top5=False, share=getattr(self.learn, 'share', (0, 1)), **self.kwargs)
+        return self.scores[self.measure]
 
 # %% ../nbs/11_callbacks.ipynb #cell-019
 class CountEpochs(Callback):

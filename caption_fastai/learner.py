@@ -302,6 +302,7 @@ class CaptionLearner(Learner):
     "A fastai `Learner` of a `CaptionModel`"
     first_epoch,stages,features_file,train_vectors,settings = 0,None,None,True,{}
     def _do_fit(self):
+        if not len(self.dls.train): self.dls.refs('train')   # which says why there is nothing to train on
         keep_freed_memory()
         self.choose_input()
         if bar := getattr(getattr(self, 'progress', None), 'mbar', None): bar.update(0)   # it measures from there, whatever the first epoch is
@@ -424,7 +425,7 @@ class CaptionLearner(Learner):
         if not stages: raise ValueError('stages: there is no recipe to take them from, pass a list of Stage')
         for s in stages: self._check_stage(s, self.cbs + L(cbs))
         self.features_file = cache_features and any(s.views for s in stages) and (self._own_features if cache_features is True else Path(cache_features))
-        scored = 'valid' in set(self.dls.captions.split) and any(isinstance(m, BleuMetric) for m in self.metrics)
+        scored = 'valid' in set(self.dls.captions.split) and any(m.name == 'bleu4' for m in self.metrics)
         best = SaveBest() if scored else None
         progress = SaveProgress(Path(self.path)/self.model_dir, stages, _data_sum(self.dls), best, save_minutes)
         with progress.alone(): self._fit_stages(stages, cbs, resume, best, progress)
@@ -509,7 +510,8 @@ class _Hypers(dict):
 class _Writable(OptimWrapper):
     "`hypers` are not copies, so that `ReduceLROnPlateau` can set them"
     @property
-    def hypers(self): return [_Hypers(h, lambda k, v, pg=pg: set_item_pg(pg, self.bwd_map[k], v)) for h,pg in zip(super().hypers, self.opt.param_groups)]
+    def hypers(self):   # numbers alone, as `TensorBoardCallback` wants them
+        return [_Hypers({k: v for k,v in h.items() if v is not None}, lambda k, v, pg=pg: set_item_pg(pg, self.bwd_map[k], v)) for h,pg in zip(super().hypers, self.opt.param_groups)]
 
 def fused_adam(
     params, # of each group
@@ -616,6 +618,7 @@ def caption_learner(
     **kwargs
 )->CaptionLearner:
     "A `Learner` for captioning; ValueError names an argument that does not fit"
+    if kwargs.get('pretrained') is False and weights == 'DEFAULT': weights = None   # as in `vision_learner`
     if isinstance(opt_func, str) and opt_func not in OPTS: raise ValueError(f"opt_func='{opt_func}': choose one of {', '.join(OPTS)}")
     given = [*kwargs, *['weights']*(weights != 'DEFAULT'), *['word_vectors']*(word_vectors is not None)]
     if hasattr(arch, 'data_args'): model = _go_on(dls, arch, given)

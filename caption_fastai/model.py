@@ -69,12 +69,13 @@ def caption_model(
     weights:str|None='DEFAULT', # of the encoder, by torchvision's name; None for random ones
     system='show_attend_tell', # one of `SYSTEMS`, or a subclass of `Decoder`
     grid:int|None=None, # pool the features to grid x grid
-    pretrained:bool|None=None, # see `Encoder`
+    pretrained:bool|None=None, # False: batch normalisation may train, see `Encoder`
     **kwargs # for the decoder, such as emb_sz, n_hid, p
 )->CaptionModel:
     "A model of a system; ValueError names an argument that does not fit"
     name,cls = _system(system)
     _check_kwargs(name, cls, kwargs)
+    if isinstance(arch, nn.Module) and not hasattr(arch, 'early_late'): raise ValueError(f"arch: {type(arch).__name__} is no encoder; a network of your own becomes one by a name: CNNS['mine'] = lambda weights: net, and arch='mine'")
     encoder = arch if isinstance(arch, nn.Module) else Encoder(arch, weights, grid, pretrained, cls.pooled)
     if encoder.pool != cls.pooled: raise ValueError(f"system='{name}': {'needs pooled features, these are of a grid' if cls.pooled else 'attention needs a grid of features, these are pooled'}")
     config = dict(vocab_sz=vocab_sz, arch=encoder.arch, weights=encoder.weights, system=name, grid=encoder.grid,

@@ -79,6 +79,7 @@ class Vocab:
         if len(self.stoi) < len(self.itos): raise ValueError('words: a word stands twice in the vocabulary')
 
     def __len__(self): return len(self.itos)
+    def __getitem__(self, i): return self.itos[i]
     def __eq__(self, o): return isinstance(o, Vocab) and self.to_dict() == o.to_dict()
     def __repr__(self): return f'Vocab of {len(self)} tokens: {" ".join(self.itos[4:12])} ...'
 
