@@ -61,7 +61,7 @@ build/README.md: .venv/.installed
 	@$(B)/jupyter-nbconvert --to markdown --stdout --log-level ERROR \
 	  --RegexRemovePreprocessor.patterns='.[|] *(hide|export|default_exp)' nbs/index.ipynb > build/index.md
 	@awk '/^#[|]/ {next} /^```/ && (code = !code) && $$0=="```" {$$0 = "```python"} \
-	  {gsub("[.][.]/snapshots/", "snapshots/"); print}' build/index.md > $@
+	  {gsub("[(][.][.]/", "("); print}' build/index.md > $@
 
 clean: ## remove caches and what was built; .venv and runs stay
 	rm -rf build dist _docs .pytest_cache
