@@ -188,7 +188,8 @@ def show_captions(imgs, titles, ctxs=None, max_n=9, nrows=None, ncols=None, figs
     if ctxs is None:
         cols,lines = ncols or (math.ceil(n/nrows) if nrows else min(3, n)),max(t.count('\n') + 1 for t in titles)
         rows = nrows or math.ceil(n/cols)
-        ctxs = plt.subplots(rows, cols, figsize=figsize or (cols*3.2, rows*(3.2 + 0.2*lines)), layout='constrained', squeeze=False)[1].flatten()
+        ctxs = plt.subplots(rows, cols, figsize=figsize or (cols*3.2, rows*(3.35 + 0.16*lines)), layout='constrained', squeeze=False)[1].flatten()
+        for ax in ctxs: ax.set_anchor('N')   # no room above, which the layout would take for that of the title
         for ax in ctxs[n:]: ax.axis('off')
     for img,title,ctx in zip(imgs, titles, ctxs):
         img.show(ctx=ctx, **kwargs)
@@ -376,7 +377,7 @@ class CaptionDataLoaders(DataLoaders):
             ax.bar(x, longest[:n], 1, color='#dddddd', label='padding')
             ax.bar(x, filled[:n], 1, color='#56b4e9', label='tokens')
             ax.plot(*zip(*[(i, l) for i,b in enumerate(lens[:n]) for l in np.unique(b[b > 0])]), '.', ms=3, color='black', label='length of a caption')
-            ax.set(title=f'{name}: {pads:.1%} padding', xlabel='batch', xlim=(-0.5, len(x) - 0.5))
+            ax.set(title=f'{name}: {pads:.1%} padding', xlabel='batch', xlim=(-0.5, len(x) - 0.5)); ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))
         axs[0].set_ylabel('tokens a caption'); fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right upper')
         return fig
 
