@@ -103,7 +103,7 @@ def plot_grid(
         values = table[k]/1e6 if k == 'decoder_params' else table[k]
         if k not in _of_beam: ax.plot(values, place, 'o', color='0.5')
         else:
-            for beam,rows in table.groupby('beam_sz').groups.items(): ax.plot(values[rows], place[rows], 'o', label=f'beam {beam}')
+            for mark,(beam,rows) in zip(itertools.cycle('os^D'), table.groupby('beam_sz').groups.items()): ax.plot(values[rows], place[rows], mark, label=f'beam {beam}')
         if not k.startswith('bleu'): ax.set_xlim(0, 1.1*values.max() or 1)
         ax.set_xlabel(_panels[k]); ax.grid(alpha=0.3)
     for ax in axs.flat[len(shown):]: ax.set_visible(False)
