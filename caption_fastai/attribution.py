@@ -14,12 +14,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import listify
 from torch import nn, Tensor
 from torch.nn import functional as F
 
 from .captioner import Caption, Captioner
 from .images import open_image
-from .interpret import _axes_of, _cell, _fit, _lit
+from .interpret import _axes_of, _cell, _fit, _heat, _lit
 from .model import Ensemble
 from .text import Vocab
 
@@ -78,6 +79,7 @@ def _place(caption, word):
     if isinstance(word, str):
         if word in caption.words: return caption.words.index(word)
         raise ValueError(f"word='{word}': is not in the caption '{caption}'")
+    if not caption.words: raise ValueError(f'word={word}: the caption has no words')
     if not 0 <= word < len(caption.words): raise ValueError(f"word={word}: the caption has the words 0 to {len(caption.words) - 1}")
     return int(word)
 
@@ -164,17 +166,17 @@ def plot_attributions(
     methods=None, # names or functions, by default all of `METHODS`, but alpha where there is no attention
     width:float=12. # of the figure at most, inches
 )->plt.Figure:
-    "A picture, and in the light what a word of its caption rests on by each method, relative to its own maximum"
-    methods = methods or [m for m in METHODS if m != 'alpha' or caption.alphas.shape[1]]
+    "A picture, and in the light what a word of its caption rests on by each method; a hundredth of a map's values are in full light"
+    methods = listify(methods) or [m for m in METHODS if m != 'alpha' or caption.alphas.shape[1]]
     maps,img = [attribute(captioner, caption, word, m) for m in methods],open_image(caption.image)
     img.thumbnail((480, 480))
     names = [_name(m).replace('_', '\n') for m in methods]
     cell,aspect = _cell(img, width/(len(maps) + 1))
     size = _fit('\n'.join(names).split('\n'), cell)
     text = f"'{caption.words[_place(caption, word)]}' in '{caption}'"
-    fig,axs = _axes_of(1, len(maps) + 1, cell, aspect, text, size*(max(n.count('\n') for n in names) + 1.6))
+    fig,axs = _axes_of(1, len(maps) + 1, cell, aspect, text, size*(max(n.count('\n') for n in names) + 1))
     for ax,m,name in zip(axs[0], [None, *maps], ['', *names]):
-        ax.imshow(img if m is None else _lit(img, captioner.pipeline.on_picture(m.clip(0)/max(m.max(), 1e-12), img.size).clip(0, 1))); ax.set_title(name, fontsize=size, va='bottom')
+        ax.imshow(img if m is None else _lit(img, _heat(m, captioner.pipeline, img.size, 0.01))); ax.set_title(name, fontsize=size, va='bottom')
     return fig
 
 def _name(method): return str(getattr(method, '__name__', method))

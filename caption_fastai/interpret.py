@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 from fastai.callback.core import Callback
 from fastcore.basics import patch
+from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 from PIL import Image, ImageDraw, ImageFont
 
 from .captioner import Caption
@@ -29,15 +31,32 @@ def _shown(caption):
     "The picture, small enough to plot, and the maps of its words over it: (words,height,width), 0..1"
     maps,img = caption.maps,open_image(caption.image)
     img.thumbnail((480, 480))
-    return img, [caption.pipeline.on_picture(m/m.max(), img.size).clip(0, 1) for m in maps]
+    return img, [_heat(m, caption.pipeline, img.size) for m in maps]
+
+def _heat(m, pipeline, size, full=0.):
+    "A map (h,w) over a picture of this size, 0..1, relative to its largest value, or to the one that the share `full` of its values lies above"
+    m = np.asarray(m).clip(0)
+    top = max(np.sort(m, None)[-1 - int(full*m.size)], m.max()/20, 1e-12)
+    return pipeline.on_picture((m/top).clip(0, 1), size).clip(0, 1)
 
 def _lit(img, heat):
     "A picture (H,W,3), 0..1, dark where a map (H,W) is low; what was looked at keeps its colours"
     return np.asarray(img)/255*(0.2 + 0.8*heat[...,None])
 
-def _lay(ax, img, heat, word='', size=12):
+def _inches(text, size, **font): return text_to_path.get_text_width_height_descent(text, FontProperties(size=size, **font), False)[0]/72
+def _fit(words, inches): return min(12, inches/max(1.05*_inches(w, 1) for w in words))   # size of type in which the widest word fits
+
+_smallest = 6   # points
+
+def _title(ax, word, inches):
+    "A word over a picture, cut if it does not fit"
+    size = _fit([word or ' '], inches)
+    if size < _smallest: word,size = word[:int(len(word)*size/_smallest) - 1] + '…',_smallest
+    ax.set_title(word, fontsize=size, parse_math=False)
+
+def _lay(ax, img, heat, word, inches):
     "A picture in the light of a map"
-    ax.imshow(_lit(img, heat)); ax.set_title(word, fontsize=size, parse_math=False)
+    ax.imshow(_lit(img, heat)); _title(ax, word, inches)
 
 _tallest = 2.4   # picture, inches
 
@@ -52,12 +71,11 @@ def _axes_of(nrows, ncols, cell, aspect, text, points=12):
     title = textwrap.fill(text, int(width*9))
     height = nrows*(cell/aspect + points/40) + 0.25*(title.count('\n') + 1)
     fig,axs = plt.subplots(nrows, ncols, figsize=(width, height), squeeze=False, layout='constrained')
-    for ax in axs.flat: ax.axis('off')
+    for ax in axs.flat: ax.axis('off'); ax.set_anchor('N')   # no room above, which the layout would take for that of the title
     fig.suptitle(title, fontsize=13, parse_math=False)
     return fig,axs
 
 def _ncols(n, aspect): return next(c for c in range(min(n, 6), n+1) if c == n or math.ceil(n/c)/c/aspect <= 1.2)   # a page that is not too long
-def _fit(words, inches): return min(12, inches*72/(0.7*max(map(len, words), default=1)))   # size of type in which the longest word fits
 
 @patch
 def plot_attention(self:Caption,
@@ -73,7 +91,7 @@ def plot_attention(self:Caption,
     cell = min(widest, width/ncols)
     fig,axs = _axes_of(math.ceil(n/ncols), ncols, cell, aspect, self.text)
     axs.flat[0].imshow(img)
-    for ax,word,heat in zip(axs.flat[1:], self.words, maps): _lay(ax, img, heat, word, _fit([word], cell))
+    for ax,word,heat in zip(axs.flat[1:], self.words, maps): _lay(ax, img, heat, word, cell)
     return fig
 
 @patch
@@ -86,13 +104,13 @@ def save_attention_gif(self:Caption,
     if not self.words: raise ValueError('words: the caption has none, there is nothing to animate')
     img,maps = _shown(self)
     scale,size = min(width/img.width, 2*width/img.height),max(10, width//18)   # no higher than twice its width
-    shape = [max(1, round(scale*n)) for n in img.size]
+    shape,font = [max(1, round(scale*n)) for n in img.size],findfont(FontProperties())   # the one of figures
     frames = []
     for i,(word,heat) in enumerate(zip(self.words, maps), 1):
         frame = Image.new('RGB', (width, shape[1] + 2*size), 'white')
         frame.paste(Image.fromarray((255*_lit(img, heat)).round().astype(np.uint8)).resize(shape), ((width - shape[0])//2, 0))
         draw = ImageDraw.Draw(frame)
-        draw.text((width/2, shape[1] + size), word, 'black', ImageFont.load_default(min(size, 1.6*width/len(word))), anchor='mm')
+        draw.text((width/2, shape[1] + size), word, 'black', ImageFont.truetype(font, min(size, 0.95*width/_inches(word, 72))), anchor='mm')
         draw.rectangle((0, shape[1], width*i/len(self.words), shape[1] + 2), fill='black')   # how far the caption is
         frames.append(frame)
     frames[0].save(fname, save_all=True, append_images=frames[1:], duration=round(1000*seconds), loop=0)
@@ -110,17 +128,17 @@ def plot_beams(
     img,n = shown[0][0],max(len(c.words) for c in captions) + 1
     cell,aspect = _cell(img, inches)
     ncols = max(1, min(n, int(width/cell)))
-    fig,axs = _axes_of(len(captions)*math.ceil(n/ncols), ncols, cell, aspect, captions[0].text)
-    for row,c,(_,maps) in zip(axs.reshape(len(captions), -1), captions, shown):
-        score = f'{c.score:.2f}'
-        row[0].imshow(img); row[0].set_title(score, fontsize=_fit([score], cell))
-        for ax,word,heat in zip(row[1:], c.words, maps): _lay(ax, img, heat, word, _fit([word], cell))
+    rows = [math.ceil((len(c.words) + 1)/ncols) for c in captions]
+    fig,axs = _axes_of(sum(rows), ncols, cell, aspect, captions[0].text)
+    for own,c,(_,maps) in zip(np.split(axs, np.cumsum(rows)[:-1]), captions, shown):
+        own.flat[0].imshow(img); _title(own.flat[0], f'{c.score:.2f}', cell)
+        for ax,word,heat in zip(own.flat[1:], c.words, maps): _lay(ax, img, heat, word, cell)
     return fig
 
 # %% ../nbs/14_interpret.ipynb #cell-009
 def _draw_loss(ax, h, t):
     losses = pd.Series([float(l) for l in h.losses])
-    ax.plot(losses.ewm(alpha=0.02).mean().where(losses.notna()), label='training, smoothed', color='tab:blue')
+    if losses.notna().any(): ax.plot(losses.ewm(alpha=0.02).mean().where(losses.notna()), label='training, smoothed', color='tab:blue')
     if (valid := t.valid_loss.astype(float)).notna().any(): ax.plot(t.batches, valid, 'o-', label='validation', color='tab:orange')
     ax.legend()
 
@@ -129,10 +147,11 @@ def _draw_bleu(ax, h, t):
     ax.plot(t.batches, bleu, 'o-', color='tab:green', clip_on=False); ax.set_ylim(0, max(1.08*bleu.max(), 1))
 
 def _draw_rate(ax, h, t):
-    "Down to a fortieth of the lowest peak: the end of a cycle lies far below"
+    "Down to a fortieth of the lowest peak: the end of a cycle lies far below, which an arrow says"
     ax.plot(h.lrs, color='tab:purple'); ax.set_yscale('log')
-    peaks = [max(h.lrs[a:b]) for a,b in _spans(t).values()]
-    ax.set_ylim(min(peaks)/40, 1.5*max(h.lrs))
+    low = min(max(h.lrs[a:b]) for a,b in _spans(t).values())/40
+    below = [i for i,lr in enumerate(h.lrs) if lr < low and (i == 0 or h.lrs[i-1] >= low)]
+    ax.plot(below, [low]*len(below), 'v', color='tab:purple', clip_on=False); ax.set_ylim(low, 1.5*max(h.lrs))
 
 def _draw_forcing(ax, h, t):
     n = len(h.losses)
@@ -166,7 +185,7 @@ def plot_training(self:CaptionLearner)->plt.Figure:
         share = (b - a)/len(h.losses)
         name = f'stage {s}' if share > 0.1 else s if share > 0.02 else ''   # what fits
         axs[0].annotate(name, (a, 1), xycoords=('data', 'axes fraction'), xytext=(0, 4), textcoords='offset points', color='grey')
-    axs[-1].set_xlabel('batches'); fig.align_ylabels()
+    axs[-1].set_xlabel('batches'); axs[-1].xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1)); fig.align_ylabels()
     return fig
 
 # %% ../nbs/14_interpret.ipynb #cell-017
@@ -234,7 +253,7 @@ def _even_pages(widths, width):
     n = len(_pages(widths, width))
     return next(p for w in np.arange(0.2, width + 1, 0.2) if len(p := _pages(widths, w)) <= n)
 
-def _half(n): return max(0.24, 0.045*len(n.word))   # width of its text, inches
+def _half(n): return max(0.24, _inches(n.word, 10, weight='bold')/2 + 0.03)   # width of its text, inches
 
 def _draw_nodes(ax, columns, lefts, widths, a, b, row, gap):
     "Columns `a` to `b` (the picture is column 0): words, their scores, and lines from those before them"

@@ -19,7 +19,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from .captioner import Caption
 from .decoder import Packing, targets
 from .images import open_image
-from .interpret import _lay
+from .interpret import _heat, _lay
 from .metrics import encode_refs, mean_measures
 from .search import caption_images
 from .shapes import read_scenes
@@ -142,20 +142,23 @@ def _thumbnail(image, side):
     img.thumbnail((side, side))
     return img
 
-def _lines(text, width): return textwrap.fill(text, width, subsequent_indent='   ')
+def _lines(text, inches, letter=0.072): # width of a letter, inches
+    "Broken where it is full, not before a full stop"
+    return textwrap.fill(text.replace(' .', '\xa0.').replace(' ,', '\xa0,'), max(12, int(inches/letter)), subsequent_indent='   ')
 
-def _notes(interp, i, width, n_refs=5):
+def _notes(interp, i, inches, n_refs=5):
     "Scores, wrong words and references of a picture, as lines"
     row,(missed,made_up) = interp.table.loc[i],wrong_words(interp.table.caption[i], interp.refs[i])
-    lines = [f'loss {row.loss:.2f}, sentence BLEU {row.bleu:.0f}, CIDEr {row.cider:.0f}']
-    for name,words in dict(missed=missed, **{'made up': made_up}).items():
-        if words: lines.append(_lines(f"{name}: {', '.join(words)}", width))
-    return '\n'.join(lines), '\n'.join(_lines(f'– {r}', width) for r in interp.refs[i][:n_refs])
+    notes = [f'loss\xa0{row.loss:.2f}, sentence BLEU\xa0{row.bleu:.0f}, CIDEr\xa0{row.cider:.0f}']
+    notes += [f"{name}: {', '.join(words)}" for name,words in (('missed', missed), ('made up', made_up)) if words]
+    refs,more = [f'– {r}' for r in interp.refs[i][:n_refs]],len(interp.refs[i]) - n_refs
+    if more > 0: refs.append(f'and {more} more')
+    return ['\n'.join(_lines(o, inches) for o in ls) for ls in (notes, refs)]
 
 _styles = dict(fontsize=11, weight='bold'),dict(fontsize=9.5),dict(fontsize=9.5, color='0.35')
 _line = 0.2,0.165,0.165   # inches a line of each style
 
-def _texts(interp, i, width): return _lines(interp.table.caption[i] or '(empty)', width - 6), *_notes(interp, i, width)
+def _texts(interp, i, inches): return _lines(interp.table.caption[i] or '(empty)', inches, 0.092), *_notes(interp, i, inches)
 
 def _height(texts): return max(2.2, 0.35 + sum((t.count('\n') + 1)*h + 0.05 for t,h in zip(texts, _line)))
 
@@ -165,6 +168,11 @@ def _tell(ax, texts):
     for text,style,h in zip(texts, _styles, _line):
         ax.annotate(text, (0, 1), (0, -72*y), xycoords='axes fraction', textcoords='offset points', va='top', annotation_clip=False, parse_math=False, **style)
         y += (text.count('\n') + 1)*h + 0.05
+
+def _columns(widths, width):
+    "Inches of columns of these relative widths, in a figure of this width, with gaps of 0.06 of their mean"
+    mean = 0.98*width/(len(widths) + 0.06*(len(widths) - 1))
+    return [w*mean*len(widths)/sum(widths) for w in widths]
 
 def _rows(heights, widths, width):
     "Axes in rows of these heights (inches), without frames, what they show at their top"
@@ -180,12 +188,11 @@ def _map_words(cap, n):
     at = [t for t,w in enumerate(cap.words) if word_kind(w) in rank and w not in cap.words[:t]]
     return sorted(sorted(at, key=lambda t: rank[word_kind(cap.words[t])])[:n])
 
-def _draw_maps(axs, img, cap):
+def _draw_maps(axs, img, cap, inches):
     side = math.isqrt(cap.alphas.shape[1])
     if side == 0 or side**2 != cap.alphas.shape[1]: return
     for ax,t in zip(axs, _map_words(cap, len(axs))):
-        heat = cap.pipeline.on_picture(cap.maps[t]/cap.maps[t].max(), img.size).clip(0, 1)
-        _lay(ax, img, heat, cap.words[t], 11)
+        _lay(ax, img, _heat(cap.maps[t], cap.pipeline, img.size), cap.words[t], inches)
 
 # %% ../nbs/14d_mistakes.ipynb #cell-019
 @patch
@@ -197,12 +204,14 @@ def plot(self:CaptionInterpretation,
     "Pictures, each beside its caption, wrong words, references and attention"
     if not len(idxs): raise ValueError('idxs: no pictures to show')
     if bad := [i for i in idxs if not 0 <= i < len(self)]: raise ValueError(f'idxs: there is no row {bad[0]}, there are {len(self)} pictures')
-    texts = [_texts(self, i, 52) for i in idxs]
-    fig,axs = _rows([_height(t) for t in texts], [1, 1.9] + [1]*maps, width)
+    widths = [1, 1.9] + [1]*maps
+    side,tell = _columns(widths, width)[:2]
+    texts = [_texts(self, i, tell) for i in idxs]
+    fig,axs = _rows([_height(t) for t in texts], widths, width)
     for row,i,text in zip(axs, idxs, texts):
         img = _thumbnail(self.table.image[i], 400)
         row[0].imshow(img, interpolation='nearest'); _tell(row[1], text)
-        _draw_maps(row[2:], img, self.caption(i))
+        _draw_maps(row[2:], img, self.caption(i), side)
     return fig
 
 @patch
@@ -228,8 +237,9 @@ def plot_right_wrong(self:CaptionInterpretation,
 )->plt.Figure:
     "The best captions on the left, the worst on the right"
     cols = [self.ranked(k, by, largest == (by != 'loss')) for largest in (True, False)]
-    texts = [[_texts(self, i, 56) for i in idxs] for idxs in cols]
-    fig,axs = _rows([max(map(_height, pair)) for pair in zip(*texts)], [1, 1.9]*2, width)
+    widths = [1, 1.9]*2
+    texts = [[_texts(self, i, _columns(widths, width)[1]) for i in idxs] for idxs in cols]
+    fig,axs = _rows([max(map(_height, pair)) for pair in zip(*texts)], widths, width)
     for c,name in enumerate(('best', 'worst')):
         axs[0,2*c].set_title(f'{name} by {_names.get(by, by)}', fontsize=13, loc='left')
         for row,i,text in zip(axs, cols[c], texts[c]):
@@ -262,8 +272,11 @@ def plot_words(self:CaptionInterpretation,
     rows = {kind: t[(t.kind == kind) & (t.missed + t.made_up > 0)].head(k) for kind in KINDS}
     rows = {kind: r for kind,r in rows.items() if len(r)}
     if not rows: raise ValueError('no word is missed or made up, so there is nothing to plot')
-    fig,axs = plt.subplots(1, len(rows), figsize=(width, 0.9 + 0.3*max(map(len, rows.values()))), squeeze=False, layout='constrained')
-    for ax,(kind,r) in zip(axs[0], rows.items()):
+    ncols = min(len(rows), max(1, int(width/2.2)))
+    nrows = math.ceil(len(rows)/ncols)
+    fig,axs = plt.subplots(nrows, ncols, figsize=(width, 0.3 + nrows*(0.6 + 0.3*max(map(len, rows.values())))), squeeze=False, layout='constrained')
+    for ax in axs.flat[len(rows):]: ax.axis('off')
+    for ax,(kind,r) in zip(axs.flat, rows.items()):
         ax.barh(r.word, -r.missed, color='#0072B2', label='missed'); ax.barh(r.word, r.made_up, color='#D55E00', label='made up')
         most = max(r.missed.max(), r.made_up.max())
         ax.set(xlim=(-1.1*most, 1.1*most), ylim=(max(map(len, rows.values())) - 0.4, -0.6), title=f'{kind}s')
@@ -317,7 +330,7 @@ def plot_scores_by(self:CaptionInterpretation,
     width = max(5, *(0.2*len(t) + 1 for t in tables))
     fig,axs = plt.subplots(1, len(tables), figsize=(width*len(tables), 3.4 if all(across) else 4.4), squeeze=False, sharey=True, layout='constrained')
     for ax,t,fits in zip(axs[0], tables, across):
-        ax.bar(range(len(t)), t[by], yerr=t[f'{by}_se'], color='#56B4E9', ecolor='0.3', capsize=3)
+        ax.bar(range(len(t)), t[by], yerr=t[f'{by}_se'].where(t.n > 1), color='#56B4E9', ecolor='0.3', capsize=3)
         ax.set_xticks(range(len(t)), [f'{i}\nn={n}' if fits else f'{i} (n={n})' for i,n in zip(t.index, t.n)], rotation=0 if fits else 90); ax.set_xlabel(t.index.name)
         ax.spines[['top', 'right']].set_visible(False)
     axs[0,0].set_ylabel(_names.get(by, by))

@@ -11,7 +11,7 @@ from caption_fastai import app
 from caption_fastai.attribution import METHODS, _Word, attribute, forced_caption, plot_attributions, pointing_game, pointing_table
 from caption_fastai.captioner import Caption, Captioner
 from caption_fastai.images import ImagePipeline
-from caption_fastai.interpret import plot_beams
+from caption_fastai.interpret import _heat, plot_beams
 from caption_fastai.learner import caption_learner
 from caption_fastai.shapes import Obj, Scene, draw_scene, read_scenes
 from helpers import fails
@@ -105,8 +105,8 @@ def test_beams_of_long_captions_go_on_below():
     cs = [fake(30), fake(2)]
     fig = plot_beams(cs)
     titles = [ax.get_title() for ax in fig.axes]
-    n = len(titles)//2
-    for i,c in enumerate(cs): assert [t for t in titles[i*n:(i+1)*n] if t] == [f'{c.score:.2f}', *c.words]
+    assert [t for t in titles if t] == [t for c in cs for t in (f'{c.score:.2f}', *c.words)]
+    assert len(titles) == (3 + 1)*13   # rows of 13 pictures, no more than each needs
     assert [ax.get_title() for ax in plot_beams(cs[1]).axes] == ['0.00', *cs[1].words]   # a caption alone
 
 @pytest.mark.parametrize('size', [(4, 1), (1920, 3), (3, 1920)])
@@ -115,6 +115,43 @@ def test_maps_over_thin_pictures(size, resize):
     "However thin, a pixel of it is seen"
     assert ImagePipeline(96, resize).on_picture(np.ones((7, 7)), size).max() == pytest.approx(1)
     fake(2, size, 9, resize).plot_attention()
+
+def said(*words, **kw):
+    c = fake(len(words), **kw)
+    c.text,c.words = ' '.join(words),list(words)
+    return c
+
+@pytest.mark.parametrize('size', [(300, 120), (120, 300)])
+def test_words_of_any_width_can_be_read(size):
+    long = 'Donaudampfschifffahrtsgesellschaftskapitän'
+    c = said('WWWWWWWW', 'mmmmmmmm', long, 'WWWWWWWW', 'WWWWWWWW', size=size)
+    for fig in (c.plot_attention(), c.plot_attention(strip=True), plot_beams([c, c])):
+        assert not overlaps(fig)
+        titles = [ax.title for ax in fig.axes if ax.get_title()]
+        assert min(t.get_fontsize() for t in titles) >= 6
+        for t in titles: assert t.get_text() in ('0.00', *c.words) or t.get_text()[-1] == '…' and long.startswith(t.get_text()[:-1])
+
+def test_words_of_an_animation_in_other_letters(tmp_path):
+    "What the font of figures has is no row of boxes"
+    c = said('собака', 'κύκλος', size=(120, 60))
+    c.alphas[:] = c.alphas[0]
+    with Image.open(c.save_attention_gif(tmp_path/'a.gif', width=200)) as gif:
+        frames = [gif.seek(i) or np.asarray(gif.convert('L'))[104:] for i in (0, 1)]   # below the picture and the bar
+        assert (abs(frames[0].astype(int) - frames[1]) > 100).any()
+
+@pytest.mark.parametrize('full,lit', [(0., 0.1), (0.01, 1.)])
+def test_a_map_is_not_dark_for_the_sake_of_one_pixel(full, lit):
+    m = np.full((50, 50), 0.1); m[0,0] = 1
+    assert _heat(m, ImagePipeline(96), (50, 50), full)[20,20] == pytest.approx(lit, abs=1e-3)
+    few = np.random.rand(6, 6)   # too few for a hundredth
+    assert (_heat(few, ImagePipeline(96), (6, 6), full) == _heat(few, ImagePipeline(96), (6, 6))).all()
+    assert not _heat(np.zeros((3, 3)), ImagePipeline(96), (6, 6), full).any()
+
+def test_one_method(captioner, caption):
+    for methods in ('occlusion', flat): assert len(plot_attributions(captioner, caption, 0, methods).axes) == 2
+    empty = forced_caption(captioner, caption.image, '')
+    fails(ValueError, lambda: plot_attributions(captioner, empty, 0), 'word=0', 'has no words')
+    assert len(plot_beams([empty]).axes) == len(empty.plot_attention().axes) == 1
 
 def test_dollars_are_no_mathematics(captioner):
     c = fake(2)

@@ -2,6 +2,7 @@
 import math, re, shutil, subprocess
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest, torch
 from helpers import fails
 from PIL import Image
@@ -85,6 +86,38 @@ def test_no_text_lies_on_another(interp, tmp_path, size):
         boxes = _text_boxes(fig)
         assert not any(a.overlaps(b) for i,a in enumerate(boxes) for b in boxes[:i])
         plt.close(fig)
+
+@pytest.mark.parametrize('maps,width', [(3, 13), (6, 13), (0, 13), (3, 7)])
+def test_no_text_lies_on_a_picture(interp, maps, width):
+    caption = 'a black and white dog is running through the grass'
+    some = CaptionInterpretation(interp.learn, interp.table[:2].assign(caption=caption), interp.hyps[:2], [[f'{caption} .']*7]*2)
+    for fig in (some.plot([0, 1], maps, width), some.plot_right_wrong(2, width=width)):
+        fig.draw_without_rendering()
+        boxes = [ax.get_window_extent() for ax in fig.axes if ax.images]
+        for t in (t for ax in fig.axes for t in ax.texts):
+            b = t.get_window_extent()
+            assert not any(b.overlaps(o) for o in boxes) and b.x1 <= fig.bbox.x1
+        refs = [t.get_text() for ax in fig.axes for t in ax.texts if t.get_text().startswith('–')]
+        assert len(refs) >= 2 and all(r.endswith('and 2 more') and '.' not in map(str.strip, r.split('\n')) for r in refs)
+        plt.close(fig)
+
+def test_kinds_of_words_side_by_side_or_below(interp):
+    odd = CaptionInterpretation(None, interp.table[:1].assign(caption='a red dog running on two rocks'), None, [['one blue skyscraper under climbing']])
+    for width,ncols in ((13, 5), (6, 2), (3, 1)):
+        fig = odd.plot_words(width=width)
+        fig.draw_without_rendering()
+        shown = [ax for ax in fig.axes if ax.get_title()]
+        boxes = [ax.title.get_window_extent() for ax in shown] + [l.get_window_extent() for l in fig.legends]
+        assert len(shown) == 5 and len({round(ax.get_position().x0, 2) for ax in fig.axes}) == ncols
+        assert all(0 <= b.x0 and b.x1 <= fig.bbox.x1 for b in boxes) and not any(a.overlaps(b) for i,a in enumerate(boxes) for b in boxes[:i])
+        plt.close(fig)
+
+def test_one_picture_has_no_standard_error(interp):
+    t = interp.scores_by('length', bins=20)
+    fig = interp.plot_scores_by('length', bins=20)
+    ends = np.concatenate([np.ma.filled(np.ma.asarray(l.get_ydata(), float), np.nan) for l in fig.axes[0].lines])
+    assert (t.n == 1).any() and np.isfinite(ends).sum() == 2*(t.n > 1).sum()
+    plt.close(fig)
 
 def test_the_page_holds_every_picture_and_nothing_from_outside(interp, tmp_path):
     odd = CaptionInterpretation(interp.learn, interp.table[:3].assign(caption=['</script><b>red', 'a "blue" & cat', 'x']), interp.hyps[:3], [['<i>a dog']]*3)

@@ -80,6 +80,15 @@ def test_a_tree_can_be_read(n_words, beam_sz):
     check_texts(fig)
     assert fig.get_figwidth() <= 12.01
 
+def test_lines_of_a_tree_end_before_words():
+    c = babbler(1.)
+    c.vocab = Vocab([w*n for n in (1, 7) for w in 'mWijgaw'])
+    fig = plot_beam_tree(c, grey(), 3, max_len=3)
+    fig.canvas.draw()
+    for ax in fig.axes:
+        ends = [ax.transData.transform((x, y)) for l in ax.lines for x,y in zip(l.get_xdata()[[0, -1]], l.get_ydata()[[0, -1]])]
+        for b in (t.get_window_extent() for t in ax.texts): assert not [x for x,y in ends if b.x0 < x < b.x1 and b.y0 - 5 < y < b.y1 + 5]
+
 @pytest.mark.parametrize('size', [(300, 60), (60, 300), (9, 7)])
 def test_a_tree_beside_any_picture(size):
     for n_dropped in (0, 3): check_texts(plot_beam_tree(babbler(1.), grey(size), 2, n_dropped, max_len=4))
@@ -137,6 +146,21 @@ def test_curves_of_one_stage_without_scores(few):
     fig = train(few, [Stage(1, 1e-2, freeze=True)]).plot_training()
     check_texts(fig)
     assert labels(fig) == ['loss', "decoder's"]
+
+def test_curves_of_self_criticism_alone(few):
+    fig = train(few, [Stage(1, 1e-3, freeze=True, self_critical=True)]).plot_training()
+    check_texts(fig)
+    assert labels(fig) == ['loss', 'CIDEr', "decoder's"]
+    assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ['validation']   # no training loss
+
+def test_rates_below_the_axis_have_an_arrow(few):
+    learn = tiny_learner(few)
+    learn.history.rows = [dict(stage=1, valid_loss=3., batches=7)]
+    learn.history.losses,learn.history.lrs,learn.history.prs = [3.]*7,[1e-9, 1e-9, 1e-3, 1e-3, 1e-9, 1e-3, 1e-9],[1.]*7
+    fig = learn.plot_training()
+    [arrows] = [l for l in fig.axes[1].lines if l.get_marker() == 'v']
+    assert arrows.get_xdata().tolist() == [0, 4, 6] and arrows.get_ydata()[0] == fig.axes[1].get_ylim()[0]
+    assert all(x == int(x) for x in fig.axes[1].get_xticks())   # of batches
 
 def test_curves_without_validation(few):
     df = few.captions[few.captions.split == 'train'].reset_index(drop=True)
@@ -198,6 +222,7 @@ def test_padding_is_that_of_the_batches(few, grouped, bs):
     fig = dls.plot_padding(10)
     tokens,places = (sum(map(f, (c for _,c in dls.train))) for f in (lambda c: int(c.lens.sum()), torch.numel))
     assert fig.axes[0].get_title() == f'sortish: {1 - tokens/places:.1%} padding'
+    assert all(x == int(x) for ax in fig.axes for x in ax.get_xticks())
     heights = [b.get_height() for b in fig.axes[0].containers[0]]
     assert heights == [c.shape[-1] for _,c in dls.train][:10]
     check_texts(fig)
@@ -208,6 +233,16 @@ def test_attention_of_a_gru(n, size):
     fig = cap.plot_attention()
     assert cap.maps.shape == (n, 3, 3) and [ax.get_title() for ax in fig.axes if ax.get_title()] == cap.words
     assert [im.get_array().shape[:2] for im in fig.axes[1].images] == [size[::-1]]
+
+@pytest.mark.parametrize('n', [1, 2, 4])
+@pytest.mark.parametrize('lines', [1, 5, 25])
+@pytest.mark.parametrize('size', [(96, 96), (30, 90), (90, 30)])
+def test_captions_are_not_cut(n, lines, size):
+    fig = show_captions([TensorImage(torch.zeros(3, *size))]*n, ['\n'.join(['a big red square']*lines), 'a dog']*n)[0].figure
+    fig.canvas.draw()   # once, as `savefig` does
+    boxes = [ax.title.get_window_extent() for ax in fig.axes if ax.get_title()]
+    assert len(boxes) == n and all(0 <= b.x0 and b.x1 <= fig.bbox.x1 and b.y1 <= fig.bbox.y1 for b in boxes)
+    assert not any(b.overlaps(ax.get_window_extent()) for b in boxes for ax in fig.axes if ax.images)
 
 @pytest.mark.parametrize('grouped', [True, False])
 def test_results_show_one_true_caption(few, grouped):
