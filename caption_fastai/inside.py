@@ -12,7 +12,7 @@ import difflib, math
 
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch
-from fastcore.basics import patch
+from fastcore.basics import listify, patch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -22,6 +22,7 @@ from .attribution import _encode, _evaluating
 from .captioner import Caption
 from .decoder import AttentionDecoder, SpatialAttention, targets
 from .images import picture_batches
+from .interpret import _inches
 from .metrics import bleu, encode_refs, mean_measures
 from .mistakes import KINDS, CaptionInterpretation, word_kind
 from .search import search
@@ -76,10 +77,10 @@ def feature_maps(
     "What layers make of a picture; ValueError offers names near to one that is not there, and names one that makes no maps"
     with torch.no_grad(), _Watch(cnn, layers) as watch: return {n: y[0].float().cpu() for n,y in watch(pipeline(picture)[None]).items()}
 
-def _blank(n_rows, n_cols, width, title=0.):
-    "Axes without frames for square pictures"
-    side = min(width/n_cols, 2.4)
-    fig,axs = plt.subplots(n_rows, n_cols, figsize=(max(3, n_cols*side), n_rows*(side + title)), squeeze=False, layout='constrained')
+def _blank(n_rows, n_cols, width, title=0., left=0.):
+    "Axes without frames for square pictures, with room above each row and on the left"
+    side = min((width - left)/n_cols, 2.4)
+    fig,axs = plt.subplots(n_rows, n_cols, figsize=(max(3, left + n_cols*side), n_rows*(side + title)), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
     return fig,axs
 
@@ -90,16 +91,19 @@ def plot_feature_maps(
     width:float=12. # of the figure at most, inches
 )->plt.Figure:
     "The picture as the network sees it, and maps of its layers, each from its smallest to its largest value"
-    if layers is None:
+    layers = listify(layers)
+    if not layers:
         convs = layer_names(cnn)
         if not convs: raise ValueError(f'{type(cnn).__name__} has no convolutions; name layers')
         layers = list(dict.fromkeys(convs[round(i)] for i in np.linspace(0, len(convs) - 1, 5)))
     maps = feature_maps(cnn, picture, pipeline, layers)
-    fig,axs = _blank(len(layers), n + 1, width, title=0.22)
+    labels = [f'{name}\n{len(m)} of {m.shape[1]}x{m.shape[2]}' for name,m in maps.items()]
+    n = min(n, max(map(len, maps.values())))
+    fig,axs = _blank(len(maps), n + 1, width, title=0.22, left=0.1 + max(_inches(o, 9) for l in labels for o in l.split('\n')))
     axs[0,0].imshow(_unnormalised(pipeline(picture), pipeline))
-    for row,(name,m) in zip(axs, maps.items()):
-        row[0].set_ylabel('\n'.join([name, f"{len(m)} of {m.shape[1]}x{m.shape[2]}"]), fontsize=10)
-        for ax,c in zip(row[1:], m.flatten(1).std(1, correction=0).argsort(descending=True)): ax.imshow(m[c], cmap='viridis'); ax.set_title(int(c), fontsize=9, pad=2)
+    for row,label,m in zip(axs, labels, maps.values()):
+        row[0].set_ylabel(label, fontsize=9, rotation=0, ha='right', va='center')
+        for ax,c in zip(row[1:], m.flatten(1).std(1, correction=0).argsort(descending=True)): ax.imshow(m[c].numpy(), cmap='viridis'); ax.set_title(int(c), fontsize=9, pad=2)
     return fig
 
 def _unnormalised(x, pipeline):
@@ -119,8 +123,9 @@ def plot_filters(
     w = _layer(cnn, names[0]).weight.detach().float().cpu()
     if w.shape[1] != 3: raise ValueError(f"layer '{names[0]}': takes {w.shape[1]} channels and not the 3 of a picture")
     w = 0.5 + 0.5*w/w.abs().max().clamp(min=1e-8)
+    ncols = min(ncols, len(w))
     fig,axs = _blank(math.ceil(len(w)/ncols), ncols, width)
-    for ax,f in zip(axs.flat, w): ax.imshow(f.permute(1, 2, 0))
+    for ax,f in zip(axs.flat, w): ax.imshow(f.permute(1, 2, 0).numpy())
     return fig
 
 # %% ../nbs/14e_inside.ipynb #cell-015
@@ -144,8 +149,9 @@ def top_patches(
         peaks = torch.cat(peaks)
         return [(peaks[i].item(), pictures[i], _box(watch, layer, unit, pipeline(pictures[i]))) for i in peaks.topk(k).indices.tolist()]
 
-def _check_units(units):
-    if not len(units): raise ValueError('units: there is none, pass numbers of channels of the layer')
+def _units(units):
+    if not (units := listify(units)): raise ValueError('units: there is none, pass numbers of channels of the layer')
+    return units
 
 def _check_unit(layer, unit, y):
     if not 0 <= unit < y.shape[1]: raise ValueError(f"unit {unit}: layer '{layer}' has {y.shape[1]} units")
@@ -169,11 +175,12 @@ def plot_top_patches(
     width:float=10. # of the figure at most, inches
 )->plt.Figure:
     "A row a unit: the patches that it responds to most"
-    _check_units(units)
-    fig,axs = _blank(len(units), k, width, title=0.2)
-    for row,unit in zip(axs, units):
+    found = {u: top_patches(cnn, layer, u, pictures, pipeline, k) for u in _units(units)}
+    fig,axs = _blank(len(found), k, width, title=0.2 + 0.3/len(found))
+    fig.suptitle(layer, fontsize=12)
+    for row,(unit,patches) in zip(axs, found.items()):
         row[0].set_ylabel(f'unit {unit}', fontsize=11)
-        for ax,(act,picture,(x0,y0,x1,y1)) in zip(row, top_patches(cnn, layer, unit, pictures, pipeline, k)):
+        for ax,(act,picture,(x0,y0,x1,y1)) in zip(row, patches):
             img = Image.fromarray((255*_unnormalised(pipeline(picture), pipeline)).round().astype(np.uint8))
             ax.imshow(img.crop((int(x0*img.width), int(y0*img.height), math.ceil(x1*img.width), math.ceil(y1*img.height)))); ax.set_title(f'{act:.1f}', fontsize=9, pad=2)
     return fig
@@ -215,10 +222,10 @@ def plot_units(
     **kwargs # for `visualize_unit`
 )->plt.Figure:
     "Pictures made for units of a layer"
-    _check_units(units)
-    ncols = min(ncols, len(units))
-    fig,axs = _blank(math.ceil(len(units)/ncols), ncols, width, title=0.3)
-    for ax,unit in zip(axs.flat, units): ax.imshow(visualize_unit(cnn, layer, unit, pipeline, **kwargs)); ax.set_title(f'unit {unit}', fontsize=10)
+    made = [(u, visualize_unit(cnn, layer, u, pipeline, **kwargs)) for u in _units(units)]
+    ncols = min(ncols, len(made))
+    fig,axs = _blank(math.ceil(len(made)/ncols), ncols, width, title=0.3)
+    for ax,(unit,img) in zip(axs.flat, made): ax.imshow(img); ax.set_title(f'unit {unit}', fontsize=10)
     fig.suptitle(layer, fontsize=12)
     return fig
 
@@ -306,10 +313,11 @@ class WordVectors:
         if color == 'kind':
             kinds = [word_kind(w) for w in self.words[:n]]
             colors,shown = [_kind_colors[k] for k in kinds],[k for k in _kind_colors if k in kinds]
-            ax.legend(handles=[plt.Line2D([], [], ls='', marker='o', color=_kind_colors[k], label=k) for k in shown], fontsize=9, ncols=len(shown),
+            ncols = max(1, int(ax.get_position().width*ax.figure.get_figwidth()/0.8))
+            ax.legend(handles=[plt.Line2D([], [], ls='', marker='o', color=_kind_colors[k], label=k) for k in shown], fontsize=9, ncols=min(ncols, len(shown)),
                       columnspacing=0.8, handletextpad=0., loc='upper center', bbox_to_anchor=(0.5, -0.01), frameon=False)
         else:
-            colors = plt.cm.viridis(np.linspace(0, 0.85, n))
+            colors = plt.cm.viridis(np.linspace(0, 0.6, n))   # no lighter, for words on white
             ax.set_xlabel('dark: frequent, light: rare')
         _write(ax, xy, self.words[:n], colors)
         return ax.figure
@@ -317,15 +325,17 @@ class WordVectors:
 _kind_colors = dict(colour='#D55E00', count='#CC79A7', action='#009E73', object='#0072B2', relation='#000000', function='#666666', other='#5C2E00')
 
 def _write(ax, xy, words, colors):
-    "Words at their places, or beside a dot there; of those that would lie on others the dot alone"
+    "Words at their places, or beside a dot there; of those that would lie on others, on a dot or beyond the axes the dot alone"
     ax.scatter(*xy.T, s=0)   # for the limits of the axes
     ax.figure.canvas.draw()
-    drawn,dots = [],[]
-    for p,w,c in zip(xy, words, colors):
+    drawn,dots,places,(x0,y0,x1,y1) = [],[],ax.transData.transform(xy),ax.bbox.extents
+    for i,(p,w,c) in enumerate(zip(xy, words, colors)):
+        others = np.delete(places, i, 0)
         for x,y,ha,va in _beside:
             text = ax.annotate(w, p, (x, y), textcoords='offset points', color=c, fontsize=9, ha=ha, va=va, in_layout=False, parse_math=False)
             box = text.get_window_extent()
-            if not any(box.overlaps(o) for o in drawn):
+            inside = x0 <= box.x0 and box.x1 <= x1 and y0 <= box.y0 and box.y1 <= y1
+            if inside and not box.padded(2).count_contains(others) and not any(box.overlaps(o) for o in drawn):
                 drawn.append(box)
                 break
             text.remove()
@@ -343,6 +353,7 @@ def plot_word_vectors(
     **kwargs # for `plot`: color
 )->plt.Figure:
     "Word vectors side by side, as before and after training"
+    if not both: raise ValueError('both: there is none, pass a dict of title to WordVectors')
     fig,axs = plt.subplots(1, len(both), figsize=(width, 0.85*width/len(both)), squeeze=False, layout='constrained')
     for ax,(title,o) in zip(axs[0], both.items()): o.plot(n, method, ax=ax, title=title, **kwargs)
     return fig
@@ -391,16 +402,18 @@ def plot_gates(
     units = state.std(0, correction=0).argsort(descending=True)[:n]
     units = units[state[:,units].argmax(0).argsort(stable=True)]
     n_words = len(caption.words)
-    nrows,size = (1, 9) if n_words <= 15 else (2, 8)
-    fig,axs = plt.subplots(nrows, math.ceil(len(g)/nrows), figsize=(width, 5*nrows), sharey=True, squeeze=False, layout='constrained')
+    size,inches = 9 if n_words <= 15 else 8,max(1.4, 0.14*n_words + 0.4)
+    nrows = math.ceil(len(g)/min(len(g), max(1, int(width/inches))))
+    ncols = math.ceil(len(g)/nrows)
+    fig,axs = plt.subplots(nrows, ncols, figsize=(min(width, ncols*(inches + 0.4)), 5*nrows), sharey=True, squeeze=False, layout='constrained')
     for ax in axs.flat[len(g):]: ax.axis('off')
     for ax,(name,v) in zip(axs.flat, g.items()):
         gate = name.endswith('gate')
         most = 1. if gate else max(v.abs().max().item(), 1e-6)
-        im = ax.imshow(v[:,units].T, aspect='auto', cmap='viridis' if gate else 'RdBu_r', vmin=0 if gate else -most, vmax=most, interpolation='nearest')
+        im = ax.imshow(v[:,units].T.numpy(), aspect='auto', cmap='viridis' if gate else 'RdBu_r', vmin=0 if gate else -most, vmax=most, interpolation='nearest')
         ax.set_title(name, fontsize=11); ax.set_xticks(range(n_words), caption.words, rotation=90, fontsize=size, parse_math=False)
         fig.colorbar(im, ax=ax, orientation='horizontal', location='top', pad=0.02, aspect=12).ax.tick_params(labelsize=8)
-    for ax in axs[:,0]: ax.set_ylabel('units')
+    for ax in axs[:,0]: ax.set(yticks=[], ylabel=f'{len(units)} of {state.shape[1]} units, by the word of their peak')
     return fig
 
 # %% ../nbs/14e_inside.ipynb #cell-035
@@ -426,13 +439,16 @@ def true_word_probs(
 
 def plot_teacher_forcing(
     captioner, picture, text:str, # see `true_word_probs`
-    width:float=11. # of the figure, inches
+    width:float=11. # of the figure, inches; of a long caption at least 0.3 a word
 )->plt.Figure:
     "Probability of the true words along a caption, after true words and after the model's own"
     t = true_word_probs(captioner, picture, text)
+    labels = [f'{a}\n{b and f"[{b}]"}' for a,b in zip(t.word, t.own)]
+    width = max(width, 0.3*len(t) + 1)
+    across = max(_inches(o, 10) for l in labels for o in l.split('\n')) + 0.1 < (width - 1)/len(t)   # do words fit beside each other?
     fig,ax = plt.subplots(figsize=(width, 4), layout='constrained')
     ax.plot(t.forced, 'o-', color='#0072B2', label='after the true words'); ax.plot(t.free, 's--', color='#D55E00', label="after the model's own words")
-    ax.set_xticks(range(len(t)), [f'{a}\n{b and f"[{b}]"}' for a,b in zip(t.word, t.own)], rotation=0 if len(t) <= 12 else 90, fontsize=10 if len(t) <= 20 else 8, parse_math=False)
+    ax.set_xticks(range(len(t)), labels, rotation=0 if across else 90, fontsize=10 if across else 8, parse_math=False)
     ax.set(ylim=(-0.03, 1.03), ylabel='probability of the true word', xlabel="true word [the model's own]"); ax.grid(axis='y', alpha=0.3)
     ax.spines[['top', 'right']].set_visible(False); ax.legend(frameon=False, loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2)
     return fig
@@ -482,12 +498,13 @@ def plot_language_bias(self:CaptionInterpretation,
     "Probability of true words by kind, and scores, with each picture, the mean picture and another one"
     t = self.language_bias() if bias is None else bias
     words,scores = t[t.words.notna()],t[t.words.isna()]
-    fig,axs = plt.subplots(1, 2, figsize=(width, 3.8), width_ratios=[len(words), len(scores) + 0.5], layout='constrained')
+    across = width/(len(t) + 0.5) > 0.85   # do names of kinds fit beside each other?
+    fig,axs = plt.subplots(1, 2, figsize=(width, 3.8 if across else 4.8), width_ratios=[len(words), len(scores) + 0.5], layout='constrained')
     for ax,o in zip(axs, (words, scores)):
         for i,(k,c) in enumerate(zip(_shown, ('#0072B2', '#999999', '#D55E00'))): ax.bar(np.arange(len(o)) + 0.27*(i - 1), o[k], 0.25, color=c, label=f'{k} picture')
-        turned = dict(rotation=35, ha='right', rotation_mode='anchor') if width/(len(t) + 0.5) < 0.8 else {}
-        ax.set_xticks(range(len(o)), [f'{k}\n({n:,})' for k,n in zip(o.index, o.words)] if o is words else o.index, fontsize=10, **turned)
+        named = ('{}\n({:,})' if across else '{} ({:,})').format
+        ax.set_xticks(range(len(o)), map(named, o.index, o.words) if o is words else o.index, fontsize=10, rotation=0 if across else 90)
         ax.spines[['top', 'right']].set_visible(False)
     axs[0].set(ylabel='probability of the true word, %', xlabel='kind of word (words of the references)'); axs[1].set_ylabel('score')
-    fig.legend(*axs[0].get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False)
+    fig.legend(*axs[0].get_legend_handles_labels(), loc='outside upper center', ncols=3 if width > 5.5 else 1, frameon=False)
     return fig

@@ -2,7 +2,7 @@
 import copy, warnings
 
 import matplotlib.pyplot as plt
-import numpy as np
+import numpy as np, pandas as pd
 import pytest, torch
 from helpers import fails, tiny_learner
 from matplotlib.colors import to_rgb
@@ -58,7 +58,30 @@ def test_layers_that_make_no_maps(layer, says):
         fails(ValueError, f, f"layer '{layer}'", says)
 
 def test_no_units():
-    for f in (plot_units, lambda *args: plot_top_patches(*args[:3], [square('red', 0, 0)], PLAIN, 1)): fails(ValueError, lambda: f(red_finder(), '0', [], PLAIN), 'units')
+    patches = lambda *args: plot_top_patches(*args[:3], [square('red', 0, 0)], PLAIN, 1)
+    for f in (plot_units, patches):
+        fails(ValueError, lambda: f(red_finder(), '0', [], PLAIN), 'units')
+        fails(ValueError, lambda: f(red_finder(), '0', [1, 9], PLAIN), 'unit 9', 'has 2 units')
+    fails(ValueError, lambda: plot_word_vectors({}), 'both')
+    assert not plt.get_fignums()   # nor a figure half drawn
+    assert len(patches(red_finder(), '0', 1).axes) == 1
+    plt.close('all')
+
+def test_no_more_maps_and_filters_than_there_are():
+    fig = plot_feature_maps(red_finder(), square('red', 8, 8), PLAIN, '0', n=99)
+    assert len(fig.axes) == 1 + 2 and sorted(ax.get_title() for ax in fig.axes) == ['', '0', '1']
+    assert len(plot_filters(red_finder(), ncols=8).axes) == 2
+    plt.close('all')
+
+@pytest.mark.parametrize('n,width', [(1, 4), (7, 12), (16, 8)])
+def test_names_of_layers_do_not_overlap(n, width):
+    encoder = Encoder('vgg16', None)
+    fig = plot_feature_maps(encoder, square('red', 8, 8), ImagePipeline(size=64), n=n, width=width)
+    fig.draw_without_rendering()
+    boxes = [ax.yaxis.label.get_window_extent() for ax in fig.axes if ax.get_ylabel()]
+    assert len(boxes) == 5 and not any(a.overlaps(b) for a,b in zip(boxes, boxes[1:])) and fig.get_figwidth() <= width
+    assert all(fig.bbox.x0 <= b.x0 and b.y1 <= fig.bbox.y1 for b in boxes)
+    plt.close(fig)
 
 @pytest.mark.parametrize('n', [1, 30])
 def test_figures_of_units_are_no_larger_than_a_page(n):
@@ -155,6 +178,28 @@ def test_no_word_lies_on_another():
     assert len(boxes) > 10 and not any(a.overlaps(b) for i,a in enumerate(boxes) for b in boxes[:i])
     plt.close(fig)
 
+@pytest.mark.parametrize('n', [1, 3])
+def test_words_stay_in_their_axes_and_off_dots(n):
+    v = WordVectors([f'incomprehensible{i}' for i in range(20)] + 'red two dog running above the big'.split()*5, torch.randn(55, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)   # of a layout that is not to be had
+        fig = plot_word_vectors({str(i): v for i in range(n)}, n=55, method='pca', width=4*n)
+        fig.draw_without_rendering()
+    for ax in fig.axes:
+        (dots,) = [c for c in ax.collections if c.get_sizes()[0]]
+        dots,(x0,y0,x1,y1) = ax.transData.transform(dots.get_offsets()),ax.bbox.extents
+        for b in (t.get_window_extent() for t in ax.texts): assert x0 <= b.x0 and b.x1 <= x1 and y0 <= b.y0 and b.y1 <= y1 and not b.count_contains(dots)
+        legend = ax.get_legend().get_window_extent()
+        assert x0 <= legend.x0 and legend.x1 <= x1 and legend.y0 >= 0
+    plt.close(fig)
+
+def test_rare_words_can_be_read_on_white():
+    fig = WordVectors(['dog', 'cat', 'red'], torch.randn(3, 8)).plot(method='pca', color='rank')
+    rgb = np.array([to_rgb(t.get_color()) for t in fig.axes[0].texts])
+    light = np.where(rgb <= 0.04045, rgb/12.92, ((rgb + 0.055)/1.055)**2.4)
+    assert (1.05/(light @ [0.2126, 0.7152, 0.0722] + 0.05)).min() > 2.99
+    plt.close(fig)
+
 @pytest.mark.parametrize('cell', ['lstm', 'gru'])
 def test_gates_are_those_of_the_decoder(dls, pictures, cell):
     learn = tiny_learner(dls, cell=cell)
@@ -196,14 +241,27 @@ def test_probabilities_of_true_words_step_by_step(trained, captioner, pictures):
     fails(ValueError, lambda: true_word_probs(captioner, pictures[1], ' '), 'no words')
     with pytest.warns(UserWarning, match='does not have zebra'): true_word_probs(captioner, pictures[1], 'a zebra')
 
-@pytest.mark.parametrize('text', ['red', pytest.param(' '.join(['a red circle']*10), marks=pytest.mark.long)], ids=['one', 'thirty'])
-def test_figures_of_one_word_and_of_thirty(captioner, pictures, text):
-    words = text.split()
-    for fig in (plot_teacher_forcing(captioner, pictures[0], text), plot_gates(captioner, Caption(text, words, 0., torch.zeros(len(words), 0), pictures[0]), n=10)):
-        fig.draw_without_rendering()
-        labels = [l.get_window_extent() for l in fig.axes[0].get_xticklabels()]
-        assert not any(a.overlaps(b) for a,b in zip(labels, labels[1:]))
-        plt.close(fig)
+def check_labels(fig):
+    "None lies on its neighbour or is cut, nor is a legend"
+    fig.draw_without_rendering()
+    for ax in fig.axes:
+        labels = [l.get_window_extent() for l in ax.get_xticklabels()]
+        assert not any(a.overlaps(b) for a,b in zip(labels, labels[1:])) and all(b.y0 >= 0 for b in labels)
+    for l in fig.legends: assert 0 <= l.get_window_extent().x0 and l.get_window_extent().x1 <= fig.bbox.x1
+    plt.close(fig)
+
+@pytest.mark.parametrize('text', ['red', 'a big red rectangle is above a purple triangle', pytest.param(' '.join(['a red circle']*10), marks=pytest.mark.long)], ids=['one', 'nine', 'thirty'])
+@pytest.mark.parametrize('width', [None, 5])
+def test_figures_of_one_word_and_of_thirty(captioner, pictures, text, width):
+    words,kw = text.split(),dict(width=width) if width else {}
+    check_labels(plot_teacher_forcing(captioner, pictures[0], text, **kw))
+    check_labels(plot_gates(captioner, Caption(text, words, 0., torch.zeros(len(words), 0), pictures[0]), n=10, **kw))
+
+@pytest.mark.parametrize('width', [11, 9, 8.5, 6, 4])
+def test_language_bias_in_any_width(width):
+    kinds = ['colour', 'count', 'action', 'object', 'relation', 'function', 'other', 'all words']
+    t = pd.DataFrame(dict(words=[12345]*8 + [None]*2, own=30., mean=20., another=10.), [*kinds, 'BLEU-4', 'CIDEr']).astype(dict(words='Int64'))
+    check_labels(CaptionInterpretation(None, None, None, None).plot_language_bias(t, width))
 
 def test_language_bias_by_hand(trained):
     interp,vocab,model = CaptionInterpretation.from_learner(trained, n=3, beam_sz=1),trained.dls.vocab,trained.model.eval()
