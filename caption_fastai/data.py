@@ -141,6 +141,12 @@ class PadCaptions(ItemTransform):
     def decodes(self, o): return (o[0], o[1][..., :max(1, cap_lens(o[1]).max())], *o[2:]) if len(o) > 1 else o
 
 # %% ../nbs/03_data.ipynb #cell-020
+@contextmanager
+def _pictures_of(load):
+    features,load.features = load.features,None
+    try: yield
+    finally: load.features = features
+
 class SortishSampler(SortedDL):
     "fastai's `SortedDL` (sortish when it shuffles, else sorted, longest first), with random numbers from (seed, epoch, item)"
     seed,epoch,first = 0,0,0   # `first`: the batch to begin with
@@ -175,6 +181,10 @@ class SortishSampler(SortedDL):
         res = super().new(dataset, **kwargs)
         res.seed,res.epoch = self.seed,self.epoch
         return res
+
+    def show_batch(self, *args, **kwargs):
+        "Pictures with their captions, whatever is in use"
+        with _pictures_of(self.dataset.tls[0].tfms[0]): return super().show_batch(*args, **kwargs)
 
     def items_of(self, i:int)->list: # of the dataset
         "The items of batch `i` in this epoch"
@@ -327,16 +337,9 @@ class CaptionDataLoaders(DataLoaders):
         "What makes of a picture what the model takes: the features that are in use, else the image pipeline"
         return self.load.features or self.pipeline
 
-    @contextmanager
     def pictures(self):
         "Pictures inside the block, whatever is in use"
-        features,self.load.features = self.load.features,None
-        try: yield
-        finally: self.load.features = features
-
-    def show_batch(self, *args, **kwargs):
-        "Pictures with their captions"
-        with self.pictures(): return self.train.show_batch(*args, **kwargs)
+        return _pictures_of(self.load)
 
     def _of(self, *loaders):
         res = type(self)(*loaders, path=self.path, device=self.device)

@@ -182,7 +182,7 @@ def test_damaged_features_of_a_picture(cached):
 
 def test_features_can_be_shown(cached):
     "Pictures are shown even when features are trained on"
-    cached.dls.show_batch(max_n=2)
+    for o in (cached.dls, *cached.dls.loaders): o.show_batch(max_n=2)
     cached.show_results(max_n=2)
     assert cached.dls.one_batch()[0].ndim == 3
 
