@@ -1,6 +1,5 @@
 "Learning which words a picture has, and features that are stored between stages"
 import pytest, torch
-import torch.nn.functional as F
 from fastai.torch_core import set_seed
 
 from caption_fastai.callbacks import BagOfWords, bag_of_words
