@@ -215,7 +215,7 @@ def pointing_game(
     captioner:Captioner,
     scenes:dict, # picture, as a path or else -> its `Scene`
     methods=('alpha', 'grad_cam', 'hires_cam', 'integrated_gradients', 'gradient_shap', 'occlusion'), # see `attribute`; functions go by their name
-    captions:list=None, # a `Caption` a picture, in the order of `scenes`, by default the captioner's own, greedy
+    captions:list|None=None, # a `Caption` a picture, in the order of `scenes`, by default the captioner's own, greedy
     drop:bool=True # blank parts of the picture to see what the word loses, which takes most of the time?
 )->pd.DataFrame: # a row a word and method, 'chance' among these: picture, place, word, kind, method, prob (of the word), hit, near, other, drop
     "Does each method point to the object that a word speaks of? ValueError if no word speaks of an object, or if captions are of other pictures"

@@ -163,7 +163,7 @@ class SelfCritical(Callback):
 class BleuMetric(Metric):
     "A score of freely generated captions of the validation pictures, by default BLEU-4"
     def __init__(self,
-        n:int=None, # pictures, the first ones; None for all
+        n:int|None=None, # pictures, the first ones; None for all
         measure:str='bleu4', # or bleu1 to bleu3, cider, rouge_l, meteor
         **kwargs # for `evaluate`: bs, num_workers, beam_sz, max_len, length_penalty
     ):

@@ -60,7 +60,7 @@ _FILES = 'config.json', 'vocab.json', 'model.safetensors'
 
 class Captioner:
     "A model that captions pictures, with all it needs"
-    def __init__(self, model:CaptionModel, vocab:Vocab, pipeline:ImagePipeline): self.model,self.vocab,self.pipeline = model,vocab,pipeline
+    def __init__(self, model:CaptionModel|Ensemble, vocab:Vocab, pipeline:ImagePipeline): self.model,self.vocab,self.pipeline = model,vocab,pipeline
 
     @classmethod
     def from_learner(cls, learn):
@@ -83,7 +83,7 @@ class Captioner:
         n_best:int=1, # captions a picture, the best first
         max_len:int=30, # words at most
         length_penalty:float=0., # see `beam_search`
-        bs:int=None, # pictures at once; by default 64 of 224 x 224 pixels, fewer of more
+        bs:int|None=None, # pictures at once; by default 64 of 224 x 224 pixels, fewer of more
         num_workers:int=0 # processes that open them
     ): # yields (number of the picture, its captions, or the error that it gave)
         "Captions as they are made"
@@ -108,7 +108,7 @@ class Captioner:
     def save(self,
         folder, # is made if it is not there
         half:bool=False, # weights in 16 bits? Half the size on disk
-        scores:dict=None, # as of `evaluate`: they go into a model card
+        scores:dict|None=None, # as of `evaluate`: they go into a model card
         **kwargs # for `model_card`
     )->Path:
         "Write `model.safetensors`, `config.json` and `vocab.json`, each in one piece, and with `scores` or what a model card says `README.md`; OSError names a file that cannot be written"
@@ -261,7 +261,7 @@ def _score_table(scores):
 
 def model_card(
     captioner:Captioner,
-    scores:dict=None, # as of `evaluate`
+    scores:dict|None=None, # as of `evaluate`
     name:str='A captioner',
     data:str='not stated', # what it was trained on
     data_licence:str='not stated', # of these pictures and captions
@@ -312,8 +312,8 @@ def push_to_hub(
     captioner:Captioner,
     repo_id:str, # 'user/name'
     private:bool=False, # hidden from others?
-    half:bool=False, scores:dict=None, # see `Captioner.save`
-    token:str=None, # of the hub, by default the one that `hf auth login` keeps
+    half:bool=False, scores:dict|None=None, # see `Captioner.save`
+    token:str|None=None, # of the hub, by default the one that `hf auth login` keeps
     **kwargs # for `model_card`
 )->str: # address of what was uploaded
     "Upload a captioner and its model card to the Hugging Face hub; errors are those of huggingface_hub"
@@ -325,8 +325,8 @@ def push_to_hub(
 
 def from_hub(
     repo_id:str, # 'user/name'
-    revision:str=None, # branch, tag or commit
-    token:str=None, # as for `push_to_hub`
+    revision:str|None=None, # branch, tag or commit
+    token:str|None=None, # as for `push_to_hub`
     **kwargs # for `Captioner.load`: device, dtype
 )->Captioner:
     "Download a captioner from the Hugging Face hub; errors are those of huggingface_hub and of `Captioner.load`"

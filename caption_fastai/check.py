@@ -292,7 +292,7 @@ class DataReport:
 def check_captions(
     data, # a folder or caption file as `read_captions` takes, or a table of image, caption and perhaps split
     img_path=None, # the folder of the pictures; None: with the caption file, for a table the current one
-    workers:int=None, # threads that open pictures; None: as many as there are cores
+    workers:int|None=None, # threads that open pictures; None: as many as there are cores
     max_n:int=5 # findings of a group that are shown; the table has all
 )->DataReport:
     "Read all captions and pictures once and report what is wrong or suspicious; `ValueError` or `OSError` if that cannot be read"

@@ -280,8 +280,8 @@ class CaptionDataLoaders(DataLoaders):
     def from_captions(cls,
         captions:pd.DataFrame, # table with columns image, caption, split (see `caption_fastai.captions`)
         path='.', # where the learner puts its files
-        vocab:Vocab=None, # by default counted on the training split
-        start:Vocab=None, # words that come first when it is counted, see `build_vocab`
+        vocab:Vocab|None=None, # by default counted on the training split
+        start:Vocab|None=None, # words that come first when it is counted, see `build_vocab`
         min_freq:int=5, # words seen less often are `UNK`
         max_vocab:int=60000, # tokens at most, the four special ones included
         max_len:int=50, # longer captions are cut
@@ -292,9 +292,9 @@ class CaptionDataLoaders(DataLoaders):
         aug_scale:float=1., # a side of what `aug` gives, as a share of `size`
         batch_tfms=None, # more fastai batch transforms
         grouped:bool=False, # is an item a picture with all its captions, which then share one pass of the encoder, or with one of them?
-        bs:int=32, val_bs:int=None, # items of a batch, `val_bs` by default 2*bs
-        num_workers:int=None, # by default as many as there are cores, 16 at most
-        seed:int=None, # of order and augmentation; by default drawn from Python's random numbers
+        bs:int=32, val_bs:int|None=None, # items of a batch, `val_bs` by default 2*bs
+        num_workers:int|None=None, # by default as many as there are cores, 16 at most
+        seed:int|None=None, # of order and augmentation; by default drawn from Python's random numbers
         device=None # by default a GPU, where there is one: of several processes each takes its own
     ):
         "Everything meets here; ValueError if there is nothing to train on"
@@ -346,7 +346,7 @@ class CaptionDataLoaders(DataLoaders):
         for o in ('vocab', 'pipeline', 'captions', 'load', 'features', 'num_workers'): setattr(res, o, getattr(self, o))
         return res
 
-    def with_bs(self, bs:int, val_bs:int=None)->'CaptionDataLoaders':
+    def with_bs(self, bs:int, val_bs:int|None=None)->'CaptionDataLoaders':
         "The same data in batches of another size"
         return self._of(self.train.new(bs=bs), self.valid.new(bs=val_bs or 2*bs))
 
@@ -395,26 +395,26 @@ class CaptionDataLoaders(DataLoaders):
 
     @classmethod
     @delegates(from_captions)
-    def from_flickr8k(cls, path, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, **kwargs):
+    def from_flickr8k(cls, path, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int|None=None, **kwargs):
         "A folder in Flickr8k's own form or in Kaggle's, see `read_captions`; where it names no split, a part of the images is drawn"
         return cls.from_captions(read_captions(path, **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
 
     @classmethod
     @delegates(from_captions)
-    def from_karpathy(cls, path, img_path=None, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, **kwargs):
+    def from_karpathy(cls, path, img_path=None, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int|None=None, **kwargs):
         "One of Karpathy's files `dataset_flickr8k.json`, `dataset_flickr30k.json`, `dataset_coco.json`, see `read_karpathy`"
         return cls.from_captions(read_karpathy(path, img_path, **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
 
     @classmethod
     @delegates(from_captions)
-    def from_coco(cls, path, img_path=None, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, **kwargs):
+    def from_coco(cls, path, img_path=None, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int|None=None, **kwargs):
         "COCO's folder, or a caption file of its form, see `read_coco`"
         return cls.from_captions(read_coco(path, img_path, **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
 
     @classmethod
     @delegates(from_captions)
     def from_csv(cls, path, img_path=None, image_col='image', caption_col='caption', split_col=None,
-                 skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, **kwargs):
+                 skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int|None=None, **kwargs):
         "A CSV file of images and captions, see `read_csv`"
         return cls.from_captions(read_csv(path, img_path, image_col=image_col, caption_col=caption_col, split_col=split_col,
                                           **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
@@ -422,14 +422,14 @@ class CaptionDataLoaders(DataLoaders):
     @classmethod
     @delegates(from_captions)
     def from_df(cls, df, img_path='.', image_col='image', caption_col='caption', split_col=None,
-                skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, **kwargs):
+                skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int|None=None, **kwargs):
         "A DataFrame of images and captions, see `from_table`"
         return cls.from_captions(from_table(df, img_path, image_col=image_col, caption_col=caption_col, split_col=split_col,
                                             **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
 
     @classmethod
     @delegates(from_captions)
-    def from_folder(cls, path, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int=None, **kwargs):
+    def from_folder(cls, path, skip_missing:bool=False, valid_pct:float=0.1, test_pct:float=0., seed:int|None=None, **kwargs):
         "A folder of pictures, each with a text file of the same name with a caption a line, see `read_folder`"
         return cls.from_captions(read_folder(path, **_read_args(skip_missing, valid_pct, test_pct, seed)), seed=seed, **kwargs)
 

@@ -40,10 +40,10 @@ class Live(NamedTuple):
     "What goes on at a step of a `Packing`"
     n_rows:int # captions
     n_images:int # images that they belong to
-    places:Tensor=None # (n_images*k,), the caption in each place of a rectangle of images and captions; None if an image has one
-    rows:Tensor=None # (n_rows,), the place of each caption
+    places:Tensor|None=None # (n_images*k,), the caption in each place of a rectangle of images and captions; None if an image has one
+    rows:Tensor|None=None # (n_rows,), the place of each caption
 
-    def of(self, state:State)->tuple[State,Tensor,Tensor]:
+    def of(self, state:State)->tuple[State,Tensor|None,Tensor|None]:
         "What is left of `state`, and `places` and `rows`"
         n,b = self.n_rows,self.n_images
         if n < len(state.rows[0]): state = State(tuple(o[:n] for o in state.rows), state.image)
@@ -133,7 +133,7 @@ class Decoder(nn.Module):
     def forward(self,
         feats:Tensor, # (bs,L,D), or (bs,D) if `pooled`
         caps:Tensor, # (bs,sl), or k captions an image (bs,k,sl); BOS ... EOS PAD
-        lens:Tensor=None # (bs,) or (bs,k) on the CPU, see `cap_lens`
+        lens:Tensor|None=None # (bs,) or (bs,k) on the CPU, see `cap_lens`
     )->tuple[Tensor,Tensor]: # logits (N,K) of the words after the first (see `Packing`), alphas (bs,[k,]sl-1,L)
         "Teacher-forced, in training mode with probability `pr_force`"
         packing = Packing(cap_lens(caps) if lens is None else lens)
@@ -171,7 +171,7 @@ class AttentionDecoder(Decoder):
         p:float=0.5, # dropout on word vectors and on what the scores are made of
         deep_output:bool=False, # scores from word, state and context (eq. 7) instead of the state alone
         cell:str='lstm', # or 'gru' (Cho et al. 2014)
-        proj_sz:int=None # features go through a layer of this size first, with ReLU and dropout; None takes them as they are
+        proj_sz:int|None=None # features go through a layer of this size first, with ReLU and dropout; None takes them as they are
     ):
         super().__init__()
         if cell not in ('lstm', 'gru'): raise ValueError(f"cell='{cell}': choose lstm or gru")
@@ -207,7 +207,7 @@ class AttentionDecoder(Decoder):
     def cell(self,
         x:Tensor, # (bs*k,4n) or (bs*k,3n), the word's share of the gates: `cell_x` of its vector
         state:State,
-        places:Tensor=None, rows:Tensor=None # where an image's rows do not lie together, see `Live`
+        places:Tensor|None=None, rows:Tensor|None=None # where an image's rows do not lie together, see `Live`
     )->tuple[Tensor,Tensor,State]: # context (bs*k,D), alpha (bs*k,L), next state
         "All that has to be done word by word: attend, and run the cell"
         h = state.rows[0]
@@ -267,7 +267,7 @@ class SpatialAttention(AttentionDecoder):
         attn_sz:int=512, # A
         n_hid:int=512, # n
         p:float=0.5, # dropout on word vectors and on what the scores are made of
-        proj_sz:int=None # see `AttentionDecoder`
+        proj_sz:int|None=None # see `AttentionDecoder`
     ):
         super().__init__(vocab_sz, nf, emb_sz, attn_sz, n_hid, p, deep_output=True, proj_sz=proj_sz)
         del self.cell_z   # the cell reads words alone

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from .data import CaptionDataLoaders, PictureView, says_side
 from .encoder import Encoder
-from .images import ImagePipeline, open_image, picture_batches
+from .images import open_image, picture_batches
 
 # %% ../nbs/05_features.ipynb #cell-007
 def _digest(parts):
@@ -37,7 +37,7 @@ def _encoder_key(encoder):
 
 def feature_key(
     encoder:Encoder,
-    pipeline:ImagePipeline,
+    pipeline, # `ImagePipeline`, or what opens pictures as one does
     images:list # paths of pictures
 )->dict:
     "All that features depend on: the weights, the grid or pool, the pipeline, and name, size and time of the picture files"
@@ -72,7 +72,7 @@ class FeatureCache:
     def __init__(self,
         fname, # what `build_features` wrote
         images:list, # the same pictures, and a `PictureView` for each further view of one
-        key:dict=None # from `feature_key` or a part of it; None takes the features as they are
+        key:dict|None=None # from `feature_key` or a part of it; None takes the features as they are
     ):
         "ValueError if the file is damaged, cut short, or has features of something else"
         self.fname,(self.key,self.shape) = Path(fname),_read_header(fname)
@@ -111,7 +111,7 @@ def keep_freed_memory():
 
 def build_features(
     encoder:Encoder,
-    pipeline:ImagePipeline,
+    pipeline, # `ImagePipeline`, or what opens pictures as one does
     images:list, # paths of pictures
     fname, # where to; a file that is there must be of the same features
     bs:int=64, num_workers:int=0, # pictures at once, processes that open them
@@ -212,7 +212,7 @@ def _pictures(captions, n_views):
 def cache_features(self:CaptionDataLoaders,
     encoder, # an `Encoder`, or a learner or model that has one
     fname=None, # by default `features` in the folder of the learner
-    bs:int=64, num_workers:int=None, # pictures at once, processes that open them, by default as the DataLoaders have them
+    bs:int=64, num_workers:int|None=None, # pictures at once, processes that open them, by default as the DataLoaders have them
     rebuild:bool=False, # replace a file of other features?
     views:int=1 # of each training picture, which an epoch has one of: as it is, and others as `aug` makes them
 )->CaptionDataLoaders:

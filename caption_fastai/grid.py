@@ -14,7 +14,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .learner import CaptionLearner
 from .metrics import WITHOUT_JAVA
 from .text import _write
 
@@ -56,7 +55,7 @@ def run_grid(
     make, # gives a `CaptionLearner`, called with a value of each setting
     grid:dict, # settings and the values of each; all combinations are trained
     fname, # CSV file of results; combinations that are in it are not trained again
-    stages:list=None, # of `Stage`, by default those of the learner's recipe
+    stages:list|None=None, # of `Stage`, by default those of the learner's recipe
     beams=(3,), # beam sizes to score with
     split:str='valid', # to score on
     **kwargs # for `evaluate`: length_penalty, max_len, n
@@ -72,7 +71,7 @@ def run_grid(
     for settings in todo:
         if _beams(table, settings): continue
         print(f'{fname.stem}: {_said(settings)}', flush=True)
-        learn:CaptionLearner = make(**settings)
+        learn = make(**settings)
         of = sorted(_text(settings).items()),[*(stages or learn.stages or [])]
         learn.path = runs/blake2b(repr(of).encode(), digest_size=8).hexdigest()
         learn.fit_stages(stages, resume=True)   # what an interrupted training has done counts

@@ -90,8 +90,8 @@ class ImagePipeline:
     "From a picture to what an encoder takes; stored with every model"
     size:int=224 # pixels of a side
     resize:str='squash' # 'squash', 'crop' or 'pad'
-    mean:tuple=IMAGENET[0] # of the channels, on a scale of 0..1
-    std:tuple=IMAGENET[1]
+    mean:tuple|list=IMAGENET[0] # of the channels, on a scale of 0..1
+    std:tuple|list=IMAGENET[1]
     max_pixels:int=MAX_PIXELS
 
     def __post_init__(self):

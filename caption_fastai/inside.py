@@ -86,7 +86,7 @@ def _blank(n_rows, n_cols, width, title=0., left=0.):
 
 def plot_feature_maps(
     cnn:nn.Module, picture, pipeline, # see `feature_maps`
-    layers:list[str]=None, # by default five convolutions from the first to the last
+    layers:list[str]|None=None, # by default five convolutions from the first to the last
     n:int=7, # maps of a layer, those of the largest spread
     width:float=12. # of the figure at most, inches
 )->plt.Figure:
@@ -272,7 +272,7 @@ class WordVectors:
 
     def compare(self,
         other, # `WordVectors`, of any size
-        words:list[str]=None, # by default the most frequent ones that both have
+        words:list[str]|None=None, # by default the most frequent ones that both have
         k:int=8, # neighbours
         n:int=10 # words, if none are given
     )->pd.DataFrame: # by word: neighbours here, there, and the share that is in both
@@ -302,7 +302,7 @@ class WordVectors:
         method:str='tsne', # or 'pca'
         color:str='kind', # or 'rank', of the frequency
         width:float=10., # of the figure, inches
-        ax=None, title:str=None
+        ax=None, title:str|None=None
     )->plt.Figure:
         "Words in two dimensions, coloured by what they speak of or by how frequent they are"
         if color not in ('kind', 'rank'): raise ValueError(f"color='{color}': choose kind or rank")
@@ -492,7 +492,7 @@ def language_bias(self:CaptionInterpretation,
 
 @patch
 def plot_language_bias(self:CaptionInterpretation,
-    bias:pd.DataFrame=None, # what `language_bias` gave, if it is there
+    bias:pd.DataFrame|None=None, # what `language_bias` gave, if it is there
     width:float=11. # of the figure, inches
 )->plt.Figure:
     "Probability of true words by kind, and scores, with each picture, the mean picture and another one"

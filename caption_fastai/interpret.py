@@ -79,7 +79,7 @@ def _ncols(n, aspect): return next(c for c in range(min(n, 6), n+1) if c == n or
 
 @patch
 def plot_attention(self:Caption,
-    ncols:int=None, # pictures a row, by default as many as make a page of it
+    ncols:int|None=None, # pictures a row, by default as many as make a page of it
     width:float=12., # of the figure at most, inches
     strip:bool=False # all in one row, at most 1.4 inches a word, whatever `width` and `ncols` say?
 )->plt.Figure:
@@ -117,7 +117,7 @@ def save_attention_gif(self:Caption,
     return Path(fname)
 
 def plot_beams(
-    captions:list, # `Caption`s of one picture, as `captioner.caption(picture, n_best=3)` gives them
+    captions:list|Caption, # of one picture, as `captioner.caption(picture, n_best=3)` gives them
     inches:float=0.9, # width of a word's picture
     width:float=12. # of the figure at most; a longer caption goes on below
 )->plt.Figure:

@@ -150,7 +150,7 @@ class SaveProgress(Callback):
         if not files[0].stem.endswith('_end'): os.replace(files[0], files[0].with_stem(f'{files[0].stem}_end'))
         for f in files[2:]: f.unlink()   # which were left where a run broke off just before
 
-    def find(self, learn)->dict: # None if there is none
+    def find(self, learn)->dict|None: # None if there is none
         "The last checkpoint that is whole; ValueError if it is of other stages, data or another model, or if all are damaged"
         for f in (files := self._files):
             try: fault,raw = 'damaged',f.read_bytes()
@@ -356,7 +356,7 @@ class CaptionLearner(Learner):
 
     def cache_features(self,
         fname=None, # by default `features` in the learner's folder
-        views:int=None, # of each training picture; by default, if there is augmentation, those of the first stage that has some
+        views:int|None=None, # of each training picture; by default, if there is augmentation, those of the first stage that has some
         **kwargs # see `CaptionDataLoaders.cache_features`
     ):
         "Train on features of the frozen encoder, made once; with the encoder unfrozen, on pictures again"
@@ -379,7 +379,7 @@ class CaptionLearner(Learner):
         if num_distrib() > 1 and not rank_distrib(): torch.distributed.barrier()
 
     def add_encoder(self,
-        weights:str='DEFAULT' # as for `Encoder`
+        weights:str|None='DEFAULT' # as for `Encoder`
     ):
         "Give a learner of features alone the encoder that made them; ValueError if these weights are of another"
         key = self.dls.features.key
@@ -398,10 +398,10 @@ class CaptionLearner(Learner):
         outs = L((self.dls.vocab.decode(h[0].ids),) for h in hyps)
         show_results(imgs, caps, dl.decode_batch((imgs, caps), max_n=max_n), outs, max_n=max_n, **kwargs)
 
-    @delegates(evaluate)
+    @delegates(evaluate, but='return')   # what it gives is its own
     def evaluate(self,
         split:str='valid', # or 'test', 'train'
-        n:int=None, # pictures, the first ones; None for all
+        n:int|None=None, # pictures, the first ones; None for all
         **kwargs
     )->dict: # see `score_captions`
         "Scores of freely generated captions of a split; the captions are in `hyps` afterwards"
@@ -412,7 +412,7 @@ class CaptionLearner(Learner):
         return scores
 
     def fit_stages(self,
-        stages:list[Stage]=None, # by default those of the recipe
+        stages:list[Stage]|None=None, # by default those of the recipe
         cbs=None, # more callbacks for each stage
         resume:bool=False, # go on where an earlier run in the same folder broke off?
         save_minutes:float=10., # this often at least, and after each epoch, write what is needed to go on
@@ -476,7 +476,7 @@ class CaptionLearner(Learner):
         if self.model.decoder.blind is not None: self.model.decoder.blind = on
 
     def parameter_table(self,
-        stages:list[Stage]=None # by default those of the recipe
+        stages:list[Stage]|None=None # by default those of the recipe
     )->pd.DataFrame:
         "How many parameters each group has, and how many of them each stage trains; without stages, how many train now"
         groups,stages = [list(g) for g in caption_splitter(self.model)],stages or self.stages or []
@@ -611,10 +611,10 @@ def caption_learner(
     word_vectors=None, # file of pretrained word vectors, or a dict of word to vector
     train_vectors:bool=True, # or do they stay as they are?
     metrics=None, # by default top-5 accuracy, the penalty and BLEU-4 of the validation pictures
-    history:str=None, # file for the table of epochs
+    history:str|Path|None=None, # file for the table of epochs
     cbs=None, lr:float=4e-4, wd:float=0.01, path=None, model_dir='models', # as for `Learner`
     opt_func='adamw', # or 'adam', 'rmsprop', or a function as for `Learner`
-    recipe:str=None, # one of `recipes`; what is given beside it overrides
+    recipe:str|None=None, # one of `recipes`; what is given beside it overrides
     **kwargs
 )->CaptionLearner:
     "A `Learner` for captioning; ValueError names an argument that does not fit"

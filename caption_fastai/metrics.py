@@ -155,7 +155,7 @@ def score_captions(
     refs:dict|list, # the same images to their references, or lists of references in the same order
     how:str='', # how the captions were made, for the signature
     known=None, # training captions, for the share of new ones
-    top5:dict=None, # image to how many of its true words were among the five likeliest, and how many it has
+    top5:dict|None=None, # image to how many of its true words were among the five likeliest, and how many it has
     measures=MEASURES, # which of them
     n_boot:int=1000, # samples for the intervals, 0 for none
     min_distinct:float=0.2 # warn if a smaller share of the captions is different
@@ -275,7 +275,7 @@ def evaluate(
     bs:int=64, num_workers:int=0, # see `caption_images`
     top5:bool=True, # count top-5 accuracy?
     share:tuple=(0, 1), # number of this process, and of how many that share the pictures: all get the scores of all
-    took:list=None, # the seconds of captioning, without those of scoring, are appended to it
+    took:list|None=None, # the seconds of captioning, without those of scoring, are appended to it
     **kwargs # for `score_captions`: known, measures, n_boot, min_distinct
 )->tuple[dict,dict]: # scores as of `score_captions`, and captions by picture
     "Scores of freely generated captions"

@@ -68,7 +68,7 @@ class CaptionInterpretation:
         table:pd.DataFrame, # image, caption, loss, bleu, cider by picture
         hyps:list, # a `Hypothesis` a picture
         refs:list[list[str]], # captions of each picture
-        how:dict=None # arguments of `search` that the captions were made with
+        how:dict|None=None # arguments of `search` that the captions were made with
     ): self.learn,self.table,self.hyps,self.refs,self.how = learn,table,hyps,refs,how or {}
     def __len__(self): return len(self.table)
 
@@ -76,7 +76,7 @@ class CaptionInterpretation:
     def from_learner(cls,
         learn, # a `CaptionLearner`
         split:str='valid', # or 'test', 'train'
-        n:int=None, # pictures, the first ones; None for all
+        n:int|None=None, # pictures, the first ones; None for all
         beam_sz:int=3, max_len:int=30, length_penalty:float=0., # see `beam_search`
         bs:int=64, num_workers:int=0 # pictures at once, processes that open them
     )->'CaptionInterpretation':
@@ -100,7 +100,7 @@ class CaptionInterpretation:
         return cls(learn, table.assign(**_scores(table.caption, refs)), [hyps[i] for i in idxs], refs, how)
 
     def ranked(self,
-        k:int=None, # pictures; None for all
+        k:int|None=None, # pictures; None for all
         by:str='loss', # or 'bleu', 'cider'
         largest:bool=True # first?
     )->list[int]: # rows of `table`
@@ -110,7 +110,7 @@ class CaptionInterpretation:
         return self.table[by].sort_values(ascending=not largest, kind='stable').index[:k].tolist()
 
     def top_losses(self,
-        k:int=None, # pictures; None for all
+        k:int|None=None, # pictures; None for all
         largest:bool=True, # first?
         items:bool=False # return the pictures' paths too?
     )->tuple: # losses (k,), rows (k,), and paths

@@ -19,7 +19,7 @@ from .text import cap_lens
 # %% ../nbs/08_model.ipynb #cell-006
 class CaptionModel(nn.Module):
     "An encoder and a decoder"
-    def __init__(self, encoder:Encoder, decoder:nn.Module, config:dict):
+    def __init__(self, encoder:nn.Module, decoder:nn.Module, config:dict):
         super().__init__()
         self.encoder,self.decoder,self.config = encoder,decoder,config
 

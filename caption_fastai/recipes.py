@@ -19,10 +19,10 @@ class Stage:
     epochs:int
     lr:float|slice=4e-4 # a slice spreads over encoder early, encoder late, decoder
     freeze:bool|int=False # train the decoder alone? Or the number of groups that do not train: 1 for encoder early, 2 for late too
-    bs:int=None # batch size, None for that of the stage before
+    bs:int|None=None # batch size, None for that of the stage before
     one_cycle:bool=True # rise and fall of the rate (Smith 2018), or always `lr`
     blind:bool=False # learn from captions alone, without pictures? For `merge`
-    only:tuple=None # names of the decoder's parts that train, None for all of it
+    only:tuple|None=None # names of the decoder's parts that train, None for all of it
     self_critical:bool|dict=False # learn from captions of its own, by their CIDEr? Or arguments of `SelfCritical`, as in dict(k=10)
     bag_of_words:bool=False # learn which words a picture's captions have, whatever their order? See `BagOfWords`
     views:int=None # where features are stored, learn from those of so many views of each training picture, made before the stage; None takes what is there, or pictures

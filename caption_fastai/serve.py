@@ -280,8 +280,8 @@ def caption_app(
     @app.get('/examples/{name}', include_in_schema=False)
     async def example(name): return Response(examples[int(name)], media_type='image/jpeg') if name in map(str, range(len(examples))) else refusal(404, 'Not Found')
 
-    @app.get('/health', summary='Whether captions are made, and within which limits', responses={503: dict(model=Error, description='no captions are made any more')})
-    async def health()->dict:
+    @app.get('/health', response_model=dict, summary='Whether captions are made, and within which limits', responses={503: dict(model=Error, description='no captions are made any more')})
+    async def health():
         if not captions.batcher.thread.is_alive(): return refusal(503, 'The server makes no captions any more; start it again.')
         return dict(status='ok', inside=captions.inside, limits=asdict(limits), resize=captioner.pipeline.resize, examples=len(examples),
                     options={k: {o: v[o] for o in ('default', 'minimum', 'maximum') if o in v} for k,v in Options.model_json_schema()['properties'].items()})

@@ -32,8 +32,8 @@ class Obj:
     "One object of a scene, or one that a caption names"
     shape:str  # one of `SHAPES`
     color:str  # one of `COLORS`
-    size:str=None  # 'small', 'big', or None where a caption does not say
-    box:tuple=None  # x0, y0, x1, y1 in pixels of a picture of 96 by 96
+    size:str|None=None  # 'small', 'big', or None where a caption does not say
+    box:tuple|None=None  # x0, y0, x1, y1 in pixels of a picture of 96 by 96
     def __str__(self): return f'{self.color} {self.shape}'
 
 @dataclass
@@ -47,7 +47,7 @@ class Scene:
 def relation(
     a:Obj, # has a box
     b:Obj  # has a box
-)->str: # 'left', 'right', 'above', 'below', or None where none is clear
+)->str|None: # 'left', 'right', 'above', 'below', or None where none is clear
     "Where `a` is from `b`: there is a gap of 6 pixels along one axis, and the offset is at least twice that along the other"
     (ax0,ay0,ax1,ay1), (bx0,by0,bx1,by1) = a.box, b.box
     dx, dy = (ax0+ax1-bx0-bx1)/2, (ay0+ay1-by0-by1)/2
@@ -63,7 +63,7 @@ def _place(size, rng):
 
 def make_scene(
     seed:int, # any whole number
-    n_objs:int=None # 1, 2 or 3; None: as the seed has it
+    n_objs:int|None=None # 1, 2 or 3; None: as the seed has it
 )->Scene: # the same for the same arguments
     "Draw a scene by lot"
     if n_objs not in (None,1,2,3): raise ValueError(f'n_objs must be 1, 2, 3 or None, not {n_objs!r}')
@@ -285,8 +285,8 @@ class Facts:
     "What a caption states"
     objects:list = field(default_factory=list)  # of `Obj` without boxes, in the caption's order
     relations:list = field(default_factory=list)  # of (number of an object, 'left' .. or 'beside', number of an object)
-    background:str = None
-    count:int = None  # of shapes
+    background:str|None = None
+    count:int|None = None  # of shapes
     rest:list = field(default_factory=list)  # words that were not understood
 
 def parse_caption(
@@ -437,7 +437,7 @@ def save_shapes_cnn(
     save_file({k: v.half() if v.is_floating_point() else v for k,v in model.state_dict().items()}, path)
 
 def shapes_cnn(
-    weights:str=None # 'SHAPES' for the weights that come with the library, None for random ones
+    weights:str|None=None # 'SHAPES' for the weights that come with the library, None for random ones
 )->ShapesCNN:
     "A `ShapesCNN`, trained or not"
     if weights not in (None, 'SHAPES'): raise ValueError(f"weights must be 'SHAPES' or None, not {weights!r}")

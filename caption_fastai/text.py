@@ -87,7 +87,7 @@ class Vocab:
 
     def encode(self,
         text:str, # a caption
-        max_len:int=None # words kept at most
+        max_len:int|None=None # words kept at most
     )->list[int]: # `BOS`, ids of its words, `EOS`
         "Ids of a caption; unknown words become `UNK`, also those that are written as a special token"
         ids = [self.unk_idx if t in SPECIALS else self.stoi.get(t, self.unk_idx) for t in self.tokenize(text)[:max_len]]
@@ -123,7 +123,7 @@ def build_vocab(
     captions, # training captions, an iterable of str
     min_freq:int=5, # a word is kept if it is seen this often
     max_vocab:int=60000, # ids at most, special tokens included
-    start:Vocab=None, # begin with its words
+    start:Vocab|None=None, # begin with its words
     **kwargs # for `Vocab` without `start`: lower, punct
 )->Vocab:
     "Count the words of `captions`; ValueError if none is frequent enough"

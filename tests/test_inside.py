@@ -220,7 +220,7 @@ def test_gates_are_those_of_the_decoder(dls, pictures, cell):
         torch.testing.assert_close(g['state'], (1 - z)*g['new state'] + z*before)
 
 def test_gates_of_a_system_without_them(trained, pictures):
-    other = nn.Module(); other.decoder = nn.Linear(1, 1)
+    other = copy.deepcopy(trained.model); other.decoder = nn.Linear(1, 1)
     cap = Caption('a', ['a'], 0., torch.zeros(1, 0), pictures[0])
     fails(ValueError, lambda: gates(Captioner(other, trained.dls.vocab, trained.dls.pipeline), cap), 'gates', 'Linear')
     fails(ValueError, lambda: plot_gates(trained.captioner(), Caption('', [], 0., torch.zeros(0, 0), pictures[0])), 'empty')

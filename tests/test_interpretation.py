@@ -51,11 +51,11 @@ def test_wrong_words_of_captions_made_by_hand():
     assert [word_kind(w) for w in 'building running grey four behind the wing sits we big'.split()] == 'object action colour count relation function object action function other'.split()
 
 def test_counts_of_wrong_words_over_pictures(interp):
-    by_hand = CaptionInterpretation(None, interp.table[:2].assign(caption=['a red cat', 'a dog']), None, [['a dog', 'one dog'], ['a dog', 'two dogs runs']])
+    by_hand = CaptionInterpretation(None, interp.table[:2].assign(caption=['a red cat', 'a dog']), [], [['a dog', 'one dog'], ['a dog', 'two dogs runs']])
     t = by_hand.words().set_index('word')
     assert t.missed[t.missed > 0].to_dict() == dict(dog=1) and t.made_up[t.made_up > 0].to_dict() == dict(red=1, cat=1)
     assert t.true.dog == 1 and t.said.dog == 1
-    with pytest.raises(ValueError, match='no word is missed'): CaptionInterpretation(None, interp.table[:1].assign(caption='a dog'), None, [['a dog']]).plot_words()
+    with pytest.raises(ValueError, match='no word is missed'): CaptionInterpretation(None, interp.table[:1].assign(caption='a dog'), [], [['a dog']]).plot_words()
 
 def test_groups_hold_every_picture_once(interp):
     for what in ('length', 'rarity', 'objects'): assert interp.scores_by(what).n.sum() == 20

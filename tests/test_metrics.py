@@ -10,7 +10,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from caption_fastai import metrics
 from caption_fastai.metrics import compare, evaluate, read_scored, score_captions
-from caption_fastai.text import tokenize
+from caption_fastai.text import Vocab, tokenize
 from helpers import fails
 
 _java = shutil.which('java') and subprocess.run(['java', '-version'], capture_output=True).returncode == 0
@@ -92,7 +92,7 @@ def test_what_does_not_fit():
     fails(ValueError, lambda: score_captions(hyps, refs, measures=['spice']), 'spice', 'rouge_l')
     fails(ValueError, lambda: score_captions(hyps, {**refs, '1.jpg': 'a dog'}), 'refs', '1.jpg', "'a dog'", 'list')
     fails(ValueError, lambda: score_captions({**hyps, '1.jpg': None}, refs), 'hyps', '1.jpg', 'None')
-    fails(ValueError, lambda: evaluate(None, None, None, {**refs, '1.jpg': []}), 'refs: 1.jpg has no reference')   # before anything is captioned
+    fails(ValueError, lambda: evaluate(None, Vocab([]), None, {**refs, '1.jpg': []}), 'refs: 1.jpg has no reference')   # before anything is captioned
 
 @pytest.fixture
 def no_meteor_yet():

@@ -24,6 +24,7 @@ from caption_fastai.metrics import evaluate
 from caption_fastai.model import SYSTEMS, caption_model
 from caption_fastai.recipes import Stage, recipe_data, recipe_learner, recipes
 from caption_fastai.shapes import write_shapes
+from caption_fastai.text import Vocab
 from helpers import changed, fails, fit, load_dls, tensors, tiny_learner
 
 SIZES = dict(emb_sz=16, n_hid=32, p=0.)
@@ -210,7 +211,7 @@ def test_seconds_of_captioning(monkeypatch):
     monkeypatch.setattr(metrics, 'score_captions', lambda *args, **kw: wait(100, {}))
     monkeypatch.setattr(metrics.time, 'perf_counter', lambda: clock[0])
     took = []
-    evaluate(None, None, None, {'a': ['b']}, top5=False, took=took)
+    evaluate(None, Vocab([]), None, {'a': ['b']}, top5=False, took=took)
     assert took == [3.]
 
 # Bad input
