@@ -15,6 +15,8 @@ train: .venv/.installed ## train on the embedded scenes of shapes; the result li
 
 test: .venv/.installed build/README.md ## all checks: export and README are up to date, the notebooks run, the tests pass
 	$(B)/ruff check -q --isolated --no-cache --target-version py311 --select F,B,PLE --ignore F403,F405,B008,B023,B028,B905 nbs tests
+	@sed -n '/^dev_/!s/^[a-z_]*requirements *= *//p' settings.ini | tr ' ' '\n' > build/requirements.txt
+	$(B)/deptry caption_fastai -rf build/requirements.txt -kf caption_fastai -pri DEP002=tensorboard
 	@rm -rf build/before && mkdir -p build/before && cp -R nbs caption_fastai build/before
 	$(B)/nbdev_export
 	@for d in nbs caption_fastai; do diff -rq -x __pycache__ -x .ipynb_checkpoints build/before/$$d $$d || \
