@@ -416,7 +416,7 @@ class CaptionLearner(Learner):
         cbs=None, # more callbacks for each stage
         resume:bool=False, # go on where an earlier run in the same folder broke off?
         save_minutes:float=10., # this often at least, and after each epoch, write what is needed to go on
-        cache_features:bool|str=False # store features for the stages that have `views`? Or the file for them, instead of `features` in the learner's folder
+        cache_features:bool|str|Path=False # store features for the stages that have `views`? Or the file for them, instead of `features` in the learner's folder
     ):
         """Train stage by stage; the best weights by BLEU-4 are kept (as `best` in `model_dir`) and go on to the next stage.
         Less than 1 BLEU is noise: of two such epochs the later counts, which the schedule has trained with a smaller rate.

@@ -25,7 +25,7 @@ class Stage:
     only:tuple|None=None # names of the decoder's parts that train, None for all of it
     self_critical:bool|dict=False # learn from captions of its own, by their CIDEr? Or arguments of `SelfCritical`, as in dict(k=10)
     bag_of_words:bool=False # learn which words a picture's captions have, whatever their order? See `BagOfWords`
-    views:int=None # where features are stored, learn from those of so many views of each training picture, made before the stage; None takes what is there, or pictures
+    views:int|None=None # where features are stored, learn from those of so many views of each training picture, made before the stage; None takes what is there, or pictures
 
 # %% ../nbs/11b_recipes.ipynb #cell-009
 _text = 'embedding', 'rnn', 'hidden', 'out'   # what `Merge` has beside the picture's vector
