@@ -33,7 +33,6 @@ define installed
 	@cd build/$(1) && bin/python -c 'import caption_fastai, fastai, torch, sys; print("Python", *sys.version_info[:3], "fastai", fastai.__version__, "torch", torch.__version__); assert "build/$(1)" in caption_fastai.__file__'
 	cd build/$(1) && OMP_NUM_THREADS=1 MPLBACKEND=Agg bin/python -m pytest -q ../../tests/test_cli.py -n 2 -m 'not long'
 endef
-TESTS = pytest pytest-xdist 'beartype>=0.23'
 WHERE = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 OLDEST = $(shell sed -n 's/^requirements *= *//p' settings.ini | tr ' ' '\n' | sed -n -e 's/,.*//' -e 's/>=/==/p')
 
@@ -41,12 +40,12 @@ newest: .venv/.installed ## tests of the commands with the newest fastai; what .
 	$(call installed,newest,$(B)/python,-U fastai fastcore,$(B)/python $(WHERE) > "$$(build/newest/bin/python $(WHERE))/rest.pth")
 
 oldest: .venv/.installed ## the same with the oldest fastai and PyTorch that settings.ini admits (some GB in build/oldest)
-	$(call installed,oldest,$(B)/python,$(OLDEST) 'fastcore<2' 'plum-dispatch<2.10' $(TESTS),:)
+	$(call installed,oldest,$(B)/python,$(OLDEST) 'fastcore<2' 'plum-dispatch<2.10' pytest pytest-xdist,:)
 
 pythons: ## the same with each Python that is here (some GB in build for each)
 	@for p in $(notdir $(PYTHONS)); do if $$p -c pass >/dev/null 2>&1; then $(MAKE) --no-print-directory build/$$p || exit 1; else echo "no $$p here"; fi; done
 $(PYTHONS): build/python3.%:
-	$(call installed,$(@F),$(@F),$(TESTS),:)
+	$(call installed,$(@F),$(@F),pytest pytest-xdist,:)
 
 long: .venv/.installed ## the tests and the notebook cells that take long
 	$(NB_TEST) --flags slow

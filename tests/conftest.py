@@ -3,11 +3,6 @@ import warnings
 
 import matplotlib; matplotlib.use('Agg')
 import pytest
-from beartype import BeartypeConf, BeartypeDecorPlace
-from beartype.claw import beartype_package
-
-# Each call of the library is held to its annotations: beneath `patch` and `delegates`, an int is a float, and no random number is drawn for it
-beartype_package('caption_fastai', conf=BeartypeConf(claw_decor_place_func=BeartypeDecorPlace.FIRST, is_pep484_tower=True, is_random=False))
 
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')   # of what fastai imports
