@@ -77,7 +77,9 @@ def to_distributed(self:CaptionLearner,
 ):
     "Add `ShareBatches`, and put model and data on the GPU of this process; `learn.distrib_ctx()` does that and takes the callback away again"
     self.add_cb(share := ShareBatches(sync_bn and torch.cuda.is_available() and not self.model.encoder.pretrained, **kwargs))
-    self.dls.to(share.accelerator.device)
-    self.model.to(share.accelerator.device)
+    device = share.accelerator.device
+    if device.type == 'cpu': device = torch.device('cpu')   # without a number, with which nothing can be loaded
+    self.dls.to(device)
+    self.model.to(device)
     if rank_distrib(): self.remove_cb(ProgressCallback)
     return self

@@ -58,12 +58,13 @@ def test_layers_that_make_no_maps(layer, says):
         fails(ValueError, f, f"layer '{layer}'", says)
 
 def test_no_units():
+    before = plt.get_fignums()
     patches = lambda *args: plot_top_patches(*args[:3], [square('red', 0, 0)], PLAIN, 1)
     for f in (plot_units, patches):
         fails(ValueError, lambda: f(red_finder(), '0', [], PLAIN), 'units')
         fails(ValueError, lambda: f(red_finder(), '0', [1, 9], PLAIN), 'unit 9', 'has 2 units')
     fails(ValueError, lambda: plot_word_vectors({}), 'both')
-    assert not plt.get_fignums()   # nor a figure half drawn
+    assert plt.get_fignums() == before   # nor a figure half drawn
     assert len(patches(red_finder(), '0', 1).axes) == 1
     plt.close('all')
 
