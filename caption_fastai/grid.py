@@ -92,7 +92,8 @@ def plot_grid(
     table:pd.DataFrame, # of `run_grid`
     settings:list[str] # its settings
 )->plt.Figure:
-    "Scores, seconds and sizes of each combination, as far as the table has them: a dot a beam, grey where beams make no difference; the best BLEU-4 on top"
+    "Scores, seconds and sizes of each combination, as far as the table has them: a dot a beam, grey where beams make no difference; the best BLEU-4 on top. ValueError for a setting that the table has not"
+    if lost := [k for k in settings if k not in table]: raise ValueError(f"settings: the table has no column '{lost[0]}', it has {', '.join(table)}")
     names = pd.Series([', '.join(map(str, row)) for row in zip(*(table[k] for k in settings))], table.index)
     order = table.groupby(names).bleu4.max().sort_values().index
     place,shown = names.map(order.get_loc),[k for k in _panels if k in table]

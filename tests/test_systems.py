@@ -201,6 +201,7 @@ def test_plot_of_a_grid():
     assert len(panels(more)) == 8
     fig = plot_grid(more, ['a'])
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ['y', 'x']
+    with pytest.raises(ValueError, match="settings: the table has no column 'n_hid', it has a, beam_sz, bleu4, cider"): plot_grid(table, ['a', 'n_hid'])
     plt.close('all')
 
 def test_seconds_of_captioning(monkeypatch):
