@@ -1,8 +1,8 @@
 """Measures rows of snapshots/flickr8k_levers.csv: `python snapshots/measure_levers.py DATA OUT LEVER ...`, LEVER one or more of LEVERS and PARTS
 
-A lever is one change to four epochs of stage 1 of the recipe flickr8k, at four times its rate and with a dropout of 0.3, on features of whole photographs at 224 pixels.
+A lever is one change to four epochs of the decoder's own stage of the recipe flickr8k, at four times its rate and with a dropout of 0.3, on features of whole photographs at 224 pixels that know no words yet.
 Captions of a beam of 5 are compared with those of the lever 'as it is', which goes first, by a paired bootstrap.
-A part is the recipe's stage 1 on one view of that many of the training photographs, with the words of all of them; the smaller ones have more epochs.
+A part is ten epochs of the same stage at the recipe's rate and size, on one view of that many of the training photographs, with the words of all of them; the smaller ones have more epochs.
 Each is scored on the validation split, one thread, seed 42. Features on disk are in OUT and used again."""
 import json, sys
 from functools import partial
@@ -68,7 +68,7 @@ def learner(data, out, lever):
     if lever in PARTS:
         every,epochs = PARTS[lever]
         data_args,args,stage = dict(size=256),{},Stage(epochs, 1e-3, freeze=True, bs=16)
-        what = f'the first stage of the recipe flickr8k, one view, on {lever} of the training photographs'
+        what = f'the decoder on a frozen encoder, one view, on {lever} of the training photographs'
     else:
         every,epochs = 1,4
         more,args,*of_stage = LEVERS[lever]
@@ -82,7 +82,7 @@ def learner(data, out, lever):
     dls = CaptionDataLoaders.from_captions(table, seed=42, num_workers=0, **{**recipe_data('flickr8k'), 'aug': None, 'aug_scale': 1., **data_args})
     learn = caption_learner(dls, recipe='flickr8k', weights='IMAGENET1K_V1', path=Path(out)/''.join(c if c.isalnum() else '_' for c in lever), **args)
     features = f'features_{data_args["size"]}_of_{len(learn.dls.train_ds)}'
-    if lever == 'the encoder learns words first':   # on random crops, as the recipe's second stage has them
+    if lever == 'the encoder learns words first':   # on random crops
         learn.dls = CaptionDataLoaders.from_captions(table, seed=42, num_workers=1, **recipe_data('flickr8k'))
         with learn.no_bar(): learn.fit_stages([Stage(5, slice(4.5e-5, 2e-3), freeze=1, bs=32, bag_of_words=True)])
         learn.dls,features = dls,'features_that_know_words'

@@ -1,7 +1,7 @@
 """Measures snapshots/flickr8k_seeds.csv: `python snapshots/measure_recipe.py DATA OUT SEED [THREADS]`
 
 Trains the recipe flickr8k as `caption_train --cache_features` does and scores it on the validation split after each stage in which it learns to speak, with beams of 1, 3 and 5.
-`minutes` are those since this call began, features on disk included, scores left out; the captioner after each stage is in OUT.
+`minutes` are those since this call began, features on disk included, scores left out; the captioner after each stage is in OUT, and training.png.
 A row is written as soon as it is known; a run that was interrupted goes on when it is called again."""
 import sys, time
 from pathlib import Path
@@ -43,6 +43,7 @@ def main(data, out, seed, threads=1):
     report = Score(out, seed)
     learn = caption_learner(dls, recipe='flickr8k', weights='IMAGENET1K_V1', path=out, history=out/'history.csv')
     with learn.no_bar(): learn.fit_stages(cbs=report, resume=(out/'models').exists(), cache_features=True)
+    learn.plot_training().savefig(out/'training.png', dpi=80, bbox_inches='tight')
 
 
 if __name__ == '__main__': main(*sys.argv[1:])
