@@ -196,7 +196,7 @@ _fates = dict(best=dict(color='#0072b2', lw=2.2), **{'kept to the end': dict(col
 class _Node:
     "A beginning of a caption that a search has weighed"
     t:int # step, 0 for the first word
-    up:'_Node' # that it continues, None for the first word
+    up:'_Node|None' # that it continues, None for the first word
     tok:int # its last word
     score:float # by which it competes
     fate:str # one of `_fates`
