@@ -215,7 +215,7 @@ def caption_train(
         if o.beam_sz > len(dls.vocab): raise ValueError(f'--beam_sz {o.beam_sz}: the vocabulary has only {len(dls.vocab)} words')
         out.mkdir(parents=True, exist_ok=True)
         print(dls.summary().to_string(), '\n')
-        learn = caption_learner(dls, recipe=o.recipe, weights=None if o.weights == 'none' else o.weights,
+        learn = caption_learner(dls, recipe=o.recipe, weights=None if o.weights.lower() == 'none' else o.weights,
                                 path=out, history=out/'history.csv', **_given(o, _learner_options), **({'arch': start} if start else {}))
         split = next(s for s in ('test', 'valid', 'train') if s in set(dls.captions.split))
         by_stage = o.cache_features is not None and any(s.views for s in stages)

@@ -335,6 +335,7 @@ def test_options_of_the_model(asks):
     kw = asks('--grid 5 --deep_output --no-train_vectors')[1]
     assert kw.items() >= dict(grid=5, deep_output=True, train_vectors=False).items()
     assert not {'grid', 'deep_output', 'train_vectors'} & asks('')[1].keys()
+    assert [asks(f'--weights {w}')[1]['weights'] for w in ('none', 'None', 'IMAGENET1K_V1')] == [None, None, 'IMAGENET1K_V1']   # errors of the library say None
 
 def test_pictures_that_lie_elsewhere(asks, captioner_dir, scenes, photos, tmp_path, capsys):
     "With --img_path the captions need not lie with the pictures; where each picture has its text beside it, that is refused"
