@@ -1,9 +1,10 @@
-"""Measures rows of snapshots/flickr8k_levers.csv: `python snapshots/measure_levers.py DATA OUT LEVER ...`, LEVER one or more of LEVERS and PARTS
+"""Measures rows of snapshots/flickr8k_levers.csv: `python snapshots/measure_levers.py DATA OUT LEVER ...`, LEVER one or more of LEVERS, LATER and PARTS
 
 A lever is one change to four epochs of the decoder's own stage of the recipe flickr8k, at four times its rate and with a dropout of 0.3, on features of whole photographs at 224 pixels that know no words yet.
 Captions of a beam of 5 are compared with those of the lever 'as it is', which goes first, by a paired bootstrap.
-A part is ten epochs of the same stage at the recipe's rate and size, on one view of that many of the training photographs, with the words of all of them; the smaller ones have more epochs.
-Each is scored on the validation split, one thread, seed 42. Features on disk are in OUT and used again."""
+A later lever is three epochs of what follows, on crops, from the captioner in OUT/stage2 that measure_recipe.py leaves; 'as it is, later' goes first.
+A part is ten epochs of the decoder's own stage at the recipe's rate and size, on one view of that many of the training photographs, with the words of all of them; the smaller ones have more epochs.
+In the rows stage is 1 for the decoder alone, 2 with the encoder, 3 for self-critical training. Each is scored on the validation split, one thread, seed 42. Features on disk are in OUT and used again."""
 import json, sys
 from functools import partial
 from pathlib import Path
@@ -60,11 +61,20 @@ LEVERS = {
     'the LSTM of show_attend_tell, with deep output': ({}, dict(system='show_attend_tell', deep_output=True)),
     'the encoder learns words first': ({}, {}),
 }
+LATER = {
+    'as it is, later': [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)],
+    'one rate for encoder and decoder, 3e-4': [Stage(3, 3e-4, freeze=1, bs=32)],
+    'layer by layer: the decoder, then late layers too, then all': [Stage(1, 6e-4, freeze=True, bs=32), Stage(1, slice(5e-5, 6e-4), freeze=1), Stage(1, slice(5e-5, 6e-4))],
+}
 PARTS = {'1/8': (8, 24), '1/4': (4, 16), '1/2': (2, 12), '1/1': (1, 10)}   # each so many pictures, and epochs
 
 
 def learner(data, out, lever):
-    "The learner of a lever or part, its stage and what the row says of it"
+    "The learner of a lever or part, its stages and what the row says of it"
+    path = Path(out)/''.join(c if c.isalnum() else '_' for c in lever)
+    if lever in LATER:
+        dls = CaptionDataLoaders.from_flickr8k(data, seed=42, num_workers=1, **recipe_data('flickr8k'))
+        return caption_learner(dls, Path(out)/'stage2', recipe='flickr8k', path=path), LATER[lever], f"encoder and decoder for three epochs, from the decoder's own stage: {lever}"
     if lever in PARTS:
         every,epochs = PARTS[lever]
         data_args,args,stage = dict(size=256),{},Stage(epochs, 1e-3, freeze=True, bs=16)
@@ -80,14 +90,14 @@ def learner(data, out, lever):
     if every > 1: data_args['vocab'] = build_vocab(table.caption[table.split == 'train'], recipe_data('flickr8k').get('min_freq', 5))   # of all of them
     table = table[(table.split != 'train') | table.image.isin(train[::every])].reset_index(drop=True)
     dls = CaptionDataLoaders.from_captions(table, seed=42, num_workers=0, **{**recipe_data('flickr8k'), 'aug': None, 'aug_scale': 1., **data_args})
-    learn = caption_learner(dls, recipe='flickr8k', weights='IMAGENET1K_V1', path=Path(out)/''.join(c if c.isalnum() else '_' for c in lever), **args)
+    learn = caption_learner(dls, recipe='flickr8k', weights='IMAGENET1K_V1', path=path, **args)
     features = f'features_{data_args["size"]}_of_{len(learn.dls.train_ds)}'
     if lever == 'the encoder learns words first':   # on random crops
         learn.dls = CaptionDataLoaders.from_captions(table, seed=42, num_workers=1, **recipe_data('flickr8k'))
         with learn.no_bar(): learn.fit_stages([Stage(5, slice(4.5e-5, 2e-3), freeze=1, bs=32, bag_of_words=True)])
         learn.dls,features = dls,'features_that_know_words'
     learn.cache_features(Path(out)/features, views=1)
-    return learn,stage,what
+    return learn,[stage],what
 
 
 def difference(a, b):
@@ -98,18 +108,18 @@ def difference(a, b):
 
 def main(data, out, *levers):
     torch.set_num_threads(1)
-    base = Path(out)/'as_it_is.json'
     for lever in levers:
         set_seed(42)
-        learn,stage,what = learner(data, out, lever)
-        with learn.no_bar(): learn.fit_stages([stage])
+        learn,stages,what = learner(data, out, lever)
+        with learn.no_bar(): learn.fit_stages(stages)
         s = {k: learn.evaluate(beam_sz=k, length_penalty=0.7, measures=WITHOUT_JAVA) for k in (1, 3, 5)}
         refs,said = learn.dls.refs('valid'),Path(out)/f'{learn.path.name}.json'
+        base = said.with_name('as_it_is__later.json' if lever in LATER else 'as_it_is.json')
         said.write_text(json.dumps([dict(image=Path(i).name, hypothesis=h, references=refs[i]) for i,h in learn.hyps.items()]))
         (b_low,b_high),(c_low,c_high) = (s[5]['intervals'][k] for k in ('bleu4', 'cider'))
-        remark = [f'95% intervals of beam 5 {b_low:.1f} to {b_high:.1f} and {c_low:.1f} to {c_high:.1f}', *([f'against as it is: {difference(base, said)}'] if said != base and lever in LEVERS else []),
+        remark = [f'95% intervals of beam 5 {b_low:.1f} to {b_high:.1f} and {c_low:.1f} to {c_high:.1f}', *([f'against as it is: {difference(base, said)}'] if said != base and lever not in PARTS else []),
                   f'validation loss {learn.recorder.values[-1][1]:.3f}; {len(learn.dls.train_ds)} photographs, {len(learn.dls.vocab)} tokens']
-        row = dict(lever=what, stage=1, epochs=stage.epochs, **{f'beam{k}': round(s[k]['bleu4'], 2) for k in s}, cider_beam5=round(s[5]['cider'], 1), distinct_beam5=round(s[5]['distinct'], 3),
+        row = dict(lever=what, stage=2 if lever in LATER else 1, epochs=sum(s.epochs for s in stages), **{f'beam{k}': round(s[k]['bleu4'], 2) for k in s}, cider_beam5=round(s[5]['cider'], 1), distinct_beam5=round(s[5]['distinct'], 3),
                    decoder_params=sum(p.numel() for p in learn.model.decoder.parameters()), remark='; '.join(remark))
         pd.DataFrame([row]).to_csv(ROWS, mode='a', header=not ROWS.exists(), index=False)
 
