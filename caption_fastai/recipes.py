@@ -36,8 +36,8 @@ recipes = dict(
         stages=[Stage(2, 1e-2, freeze=True, bs=8), Stage(3, slice(6e-5, 6e-3), bs=8)]),
     flickr8k=dict(
         about='Flickr8k, the best of what was tried, features on disk', arch='mobilenet_v2', system='spatial_attention', proj_sz=512, label_smoothing=0.1, grouped=True, size=256, aug=True, aug_scale=7/8,
-        stages=[Stage(5, slice(4.5e-5, 2e-3), freeze=1, bs=32, bag_of_words=True), Stage(8, 1e-3, freeze=True, bs=16, views=4),
-                Stage(6, slice(5e-5, 6e-4), freeze=1, bs=32), Stage(3, 5e-5, freeze=True, self_critical=True)]),
+        stages=[Stage(10, 1e-3, freeze=True, bs=16, views=4), Stage(8, slice(5e-5, 6e-4), freeze=1, bs=32),
+                Stage(3, 5e-5, freeze=True, self_critical=True)]),
     sat_mobilenet=dict(
         about='Show, Attend and Tell on Flickr8k in an hour on two cores', arch='mobilenet_v2', label_smoothing=0.1, grouped=True, aug=True,
         stages=[Stage(10, 1e-3, freeze=True, bs=16), Stage(3, slice(4e-4/16, 4e-4), freeze=1, bs=12)]),
