@@ -136,6 +136,7 @@ class _Report(Callback):
     def __init__(self, split, scenes=None, **kwargs): self.split,self.scenes,self.kwargs = split,scenes,kwargs
     def after_fit(self):
         if hasattr(self.learn, 'lr_finder'): return
+        if hasattr(self.learn, 'bag_of_words'): return print(f'after stage {self.history.stage}: the encoder has learned words, there are no captions yet')
         title = f'after stage {self.history.stage}, {self.split} split'
         _print_scores(self.learn.evaluate(self.split, measures=WITHOUT_JAVA, top5=False, **self.kwargs), title)
         if not self.scenes: return

@@ -140,7 +140,9 @@ def _draw_loss(ax, h, t):
     losses = pd.Series([float(l) for l in h.losses])
     if losses.notna().any(): ax.plot(losses.ewm(alpha=0.02).mean().where(losses.notna()), label='training, smoothed', color='tab:blue')
     if (valid := t.valid_loss.astype(float)).notna().any(): ax.plot(t.batches, valid, 'o-', label='validation', color='tab:orange')
-    ax.legend()
+    if ax.lines: ax.legend()
+
+def _draw_words(ax, h, t): ax.plot(t.batches, t.words_loss.astype(float), 'o-', color='tab:orange')
 
 def _draw_bleu(ax, h, t):
     bleu = t.bleu4.astype(float)
@@ -174,6 +176,7 @@ def plot_training(self:CaptionLearner)->plt.Figure:
     rows = [(3, 'loss', _draw_loss)]
     if 'bleu4' in t and t.bleu4.astype(float).notna().any(): rows.append((2, 'BLEU-4, running free', _draw_bleu))
     if not np.isnan(h.rewards).all(): rows.append((1.2, 'CIDEr of\nits drawn captions', _draw_reward))
+    if 'words_loss' in t: rows.append((1.2, 'validation\nloss of words', _draw_words))
     rows.append((1.2, "decoder's\nlearning rate", _draw_rate))
     if min(h.prs, default=1.) < 1: rows.append((1.2, 'probability of\nteacher forcing', _draw_forcing))
     heights,labels,draws = zip(*rows)

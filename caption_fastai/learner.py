@@ -7,7 +7,7 @@ __all__ = ['OPTS', 'History', 'SeedBatches', 'SaveBest', 'SaveProgress', 'Captio
 
 # %% ../nbs/12_learner.ipynb #cell-004
 import inspect, io, math, os, signal, threading, time, zlib
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
 from functools import wraps
@@ -17,7 +17,7 @@ import pandas as pd
 from fastai.vision.all import *
 from filelock import FileLock, Timeout
 
-from .callbacks import AttentionPenalty, BagOfWords, BleuMetric, CaptionLoss, CountEpochs, PenaltyMetric, SelfCritical, TeacherForcing
+from .callbacks import AttentionPenalty, BagOfWords, BleuMetric, CaptionLoss, CountEpochs, PenaltyMetric, SelfCritical, TeacherForcing, WordLayer
 from .data import CaptionDataLoaders
 from .encoder import Encoder, encoder_input
 from .features import keep_freed_memory
@@ -41,10 +41,11 @@ class History(Callback):
     def after_batch(self):
         if not self.training: return
         own = getattr(self.learn, 'self_critical', None)
-        self.losses.append(self.loss.detach() + (math.nan if own else 0)); self.rewards.append(own.mean if own else math.nan); self.lrs.append(self.opt.hypers[-1]['lr']); self.prs.append(self.model.decoder.pr_force)
+        self.losses.append(self.loss.detach() + (math.nan if own or hasattr(self.learn, 'bag_of_words') else 0)); self.rewards.append(own.mean if own else math.nan); self.lrs.append(self.opt.hypers[-1]['lr']); self.prs.append(self.model.decoder.pr_force)
     def after_epoch(self):
         if not self.trains: return
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
+        if hasattr(self.learn, 'bag_of_words'): row |= dict(words_loss=row.get('valid_loss'), valid_loss=math.nan)   # numbers of another kind
         n = len(self.losses) - (self.rows[-1]['batches'] if self.rows else 0)
         own = [r for r in self.rewards[-n:] if not math.isnan(r)]
         self.rows.append({'stage': self.stage, **row, 'batches': len(self.losses), **({'reward': sum(own)/len(own)} if own else {})})
@@ -53,7 +54,7 @@ class History(Callback):
 
     @property
     def table(self)->pd.DataFrame:
-        "A row an epoch; `batches` is the number of training batches until its end, `reward` the mean CIDEr (0 to 1000) of captions drawn by `SelfCritical`"
+        "A row an epoch; `batches` is the number of training batches until its end, `reward` the mean CIDEr (0 to 1000) of captions drawn by `SelfCritical`, `words_loss` is what `valid_loss` is elsewhere, of `BagOfWords`"
         return pd.DataFrame(self.rows)
 
 # %% ../nbs/12_learner.ipynb #cell-009
@@ -177,6 +178,7 @@ class SaveProgress(Callback):
         theirs = d.get('settings', mine)
         if other := [f"{k}={theirs.get(k, 'default')}, not {mine.get(k, 'default')}" for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]:
             raise ValueError(f"{f}: was begun with {', '.join(other)}; go on with that or without resume")
+        learn._learn_words(self.stages[at].bag_of_words)
         theirs,mine = ({(k, v.shape) for k,v in state.items()} for state in (d['model'], learn.model.state_dict()))
         if other := sorted(theirs ^ mine): raise ValueError(f'{f}: was begun with another model ({other[0][0]} is not the same), go on with that or without resume')
         return d
@@ -292,6 +294,8 @@ class SaveProgress(Callback):
 
 # %% ../nbs/12_learner.ipynb #cell-011
 def _n_frozen(stage): return -1 if stage.freeze is True else int(stage.freeze)   # for `freeze_to`
+
+def _is_watcher(cb): return isinstance(cb, TrackerCallback) and cb.monitor not in ('train_loss', 'valid_loss')
 
 def _self_critical(stage):
     if not stage.self_critical: return L()
@@ -428,7 +432,9 @@ class CaptionLearner(Learner):
         scored = 'valid' in set(self.dls.captions.split) and any(m.name == 'bleu4' for m in self.metrics)
         best = SaveBest() if scored else None
         progress = SaveProgress(Path(self.path)/self.model_dir, stages, _data_sum(self.dls), best, save_minutes)
-        with progress.alone(): self._fit_stages(stages, cbs, resume, best, progress)
+        with progress.alone():
+            try: self._fit_stages(stages, cbs, resume, best, progress)
+            finally: self._learn_words(False)
 
     def _fit_stages(self, stages, cbs, resume, best, progress):
         if not resume: progress.forget()
@@ -441,16 +447,18 @@ class CaptionLearner(Learner):
         for i,s in enumerate(stages[at:], at):
             self._begin_stage(s)
             progress.at,self.first_epoch = i,done if i == at else 0
-            more = L(cbs) + L(best) + [SeedBatches(), progress] + _self_critical(s) + L(BagOfWords() if s.bag_of_words else None)
+            progress.best = None if s.bag_of_words else best
+            more = L(cbs) + L(progress.best) + [SeedBatches(), progress] + _self_critical(s)
+            if s.bag_of_words: more = more.filter(_is_watcher, negate=True) + BagOfWords()
             try:
-                with progress.gently(): (self.fit_one_cycle if s.one_cycle else self.fit)(s.epochs, s.lr, cbs=more)
+                with self._without_scores() if s.bag_of_words else nullcontext(), progress.gently(): (self.fit_one_cycle if s.one_cycle else self.fit)(s.epochs, s.lr, cbs=more)
             except torch.OutOfMemoryError as e:
                 raise ValueError(f'out of GPU memory with batches of {self.dls.train.bs//self.dls.train.n_ranks} at {self.dls.pipeline.size} pixels: go on with a lower bs of this stage and resume=True, or train again with a smaller size or the encoder frozen') from e
             finally:
                 self.first_epoch = self.dls.train.first = 0
                 progress.found = None
                 self._blind(False)
-            if (s.blind or s.bag_of_words) and best: best.best = None   # what it says without pictures, or before it has learnt to speak, is no measure for what comes
+            if s.blind and best: best.best = None   # what it says without pictures is no measure for what comes
         progress.finish()
 
     def _check_stage(self, s, cbs=()):
@@ -458,16 +466,33 @@ class CaptionLearner(Learner):
         system,parts = self.model.config['system'],[n for n,_ in self.model.decoder.named_children()]
         _self_critical(s)   # a bad argument is known before the first stage
         if s.views and _n_frozen(s) not in (-1, 2): raise ValueError(f'Stage(views={s.views}): features are those of a frozen encoder, pass freeze=True too')
-        if s.bag_of_words and (s.self_critical or s.blind): raise ValueError('Stage(bag_of_words=True): takes pictures and true captions, leave out self_critical and blind')
+        if s.bag_of_words and (s.self_critical or s.blind or s.only): raise ValueError('Stage(bag_of_words=True): trains no decoder, leave out self_critical, blind and only')
+        if s.bag_of_words and _n_frozen(s) in (-1, 2): raise ValueError(f'Stage(bag_of_words=True, freeze={s.freeze}): it is the encoder that learns, pass freeze=1 or False')
         if s.blind and self.model.decoder.blind is None: raise ValueError(f'Stage(blind=True): {system} has no text part of its own, merge has')
         if lost := [n for n in s.only or () if n not in parts]: raise ValueError(f"Stage(only=...): {system} has no part '{lost[0]}', it has {', '.join(parts)}")
 
     def _begin_stage(self, s):
+        self._learn_words(s.bag_of_words)
         self.freeze_to(_n_frozen(s))
         self._set_bs(s)
         self._blind(s.blind)
         if s.views and self.features_file: self._store_features(s.views)
-        self._freeze_parts(s.only)
+        self._freeze_parts(('words',) if s.bag_of_words else s.only)
+
+    def _learn_words(self, on):
+        "A layer that scores words takes the decoder's place, or gives it back"
+        m = getattr(self.model, 'module', self.model)   # of several processes, where one failed
+        if on == isinstance(m.decoder, WordLayer): return
+        m.decoder = WordLayer(m.decoder, m.encoder.nf, m.config['vocab_sz']).to(next(m.decoder.parameters())) if on else m.decoder.decoder
+        self.opt = None   # of other parameters
+
+    @contextmanager
+    def _without_scores(self):
+        "Inside the block there are no scores of captions, and no callbacks that watch them"
+        metrics,self.metrics = self.metrics,L()
+        try:
+            with self.removed_cbs(self.cbs.filter(_is_watcher)): yield
+        finally: self.metrics = metrics
 
     def _set_bs(self, s):
         if s.bs: self.dls = self.dls.with_bs(s.bs)
@@ -483,7 +508,7 @@ class CaptionLearner(Learner):
         for s in stages: self._check_stage(s)
         def count(kept): return [sum(p.numel() for p in g if kept(p)) for g in groups]
         def trained(s):
-            on = {id(p) for g in groups[_n_frozen(s):] for p in g} - {id(p) for p in self._fixed(s.only)}
+            on = {id(p) for g in groups[_n_frozen(s):2 if s.bag_of_words else None] for p in g} - {id(p) for p in self._fixed(s.only)}
             return count(lambda p: id(p) in on)
         cols = {f'stage {i}': trained(s) for i,s in enumerate(stages, 1)} or {'train now': count(lambda p: p.requires_grad)}
         t = pd.DataFrame({'parameters': count(lambda p: True), **cols}, index=['encoder early', 'encoder late', 'decoder'])

@@ -32,7 +32,9 @@ SIZES = dict(emb_sz=16, n_hid=32, p=0.)
 @pytest.fixture(scope='module')
 def few(tmp_path_factory): return write_shapes(tmp_path_factory.mktemp('few')/'scenes', n_train=12, n_valid=4, n_test=4)
 
-@pytest.mark.parametrize('name', recipes)
+_large = 'sat_resnet101', 'xu2015', 'tanti2017', 'sat_gru'
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.long) if n in _large else n for n in recipes])
 def test_recipe_goes_the_whole_way(name, few, tmp_path):
     "Each recipe's encoder (random, on small pictures), system and stages: train, save, load, caption with beams 1 to 7, evaluate"
     dls = load_dls(few, **{**recipe_data(name), 'size': 96, 'min_freq': 1, 'bs': 6})
