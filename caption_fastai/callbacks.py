@@ -104,7 +104,12 @@ def bag_of_words(
 
 class WordLayer(nn.Module):
     "Takes a decoder's place while the encoder learns words: the score of each from the mean of the features, by one linear layer; all else is the decoder's"
-    def __init__(self, decoder:nn.Module, nf:int, vocab_sz:int, p:float=0.2):
+    def __init__(self,
+        decoder:nn.Module, # which waits
+        nf:int, # D
+        vocab_sz:int, # K
+        p:float=0.2 # dropout of the mean
+    ):
         super().__init__()
         self.decoder,self.drop,self.words = decoder,nn.Dropout(p),nn.Linear(nf, vocab_sz)
         nn.init.constant_(self.words.bias, -6.)   # most words are not said of most pictures
@@ -113,11 +118,18 @@ class WordLayer(nn.Module):
         try: return super().__getattr__(name)
         except AttributeError: return getattr(super().__getattr__('decoder'), name)
 
-    def forward(self, feats, caps, lens): return self.words(self.drop(feats if feats.ndim == 2 else feats.mean(1))),None
+    def forward(self,
+        feats:Tensor, # (bs,L,D) or (bs,D)
+        caps:Tensor, lens:Tensor # as for a decoder, not looked at
+    )->tuple[Tensor,None]: # scores (bs,K), and no attention
+        return self.words(self.drop(feats if feats.ndim == 2 else feats.mean(1))),None
 
 class BagOfWords(Callback):
     "Train a `WordLayer` and the encoder on which words the captions of a picture have, each by itself (after Joulin et al. 2016); in `fit_stages`, where `Stage` has bag_of_words=True"
     order = -6   # before `TeacherForcing` takes the captions
+    def before_fit(self):
+        if not isinstance(self.model.decoder, WordLayer): raise ValueError("BagOfWords: a layer has to take the decoder's place; use learn.fit_stages([Stage(epochs, lr, freeze=1, bag_of_words=True)])")
+
     def before_batch(self):
         if not len(self.yb): return
         self.caps = self.yb[0]

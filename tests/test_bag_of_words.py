@@ -107,4 +107,5 @@ def test_stages_that_cannot_be(dls):
     fails(ValueError, lambda: learn.fit_stages([Stage(1), Stage(1, freeze=1, views=2)]), 'views=2', 'freeze=True')
     fails(ValueError, lambda: learn.fit_stages([Stage(1), Stage(1, bag_of_words=True, self_critical=True)]), 'bag_of_words=True', 'self_critical')
     fails(ValueError, lambda: learn.fit_stages([Stage(1), Stage(1, bag_of_words=True, freeze=True)]), 'bag_of_words=True', 'freeze=1')
+    with pytest.raises(ValueError, match='use learn.fit_stages.*bag_of_words=True'), learn.no_bar(): learn.fit_one_cycle(1, 1e-3, cbs=BagOfWords())
     assert not learn.history.rows
