@@ -45,7 +45,7 @@ class History(Callback):
     def after_epoch(self):
         if not self.trains: return
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
-        if hasattr(self.learn, 'bag_of_words'): row |= dict(words_loss=row.get('valid_loss'), valid_loss=math.nan)   # numbers of another kind
+        if hasattr(self.learn, 'bag_of_words'): row |= dict(words_loss=row.get('valid_loss'), valid_loss=math.nan, time=row.pop('time', ''))   # numbers of another kind
         n = len(self.losses) - (self.rows[-1]['batches'] if self.rows else 0)
         own = [r for r in self.rewards[-n:] if not math.isnan(r)]
         self.rows.append({'stage': self.stage, **row, 'batches': len(self.losses), **({'reward': sum(own)/len(own)} if own else {})})

@@ -12,6 +12,7 @@ from caption_fastai.captioner import Captioner
 from caption_fastai.images import ImagePipeline
 from caption_fastai.model import caption_model
 from caption_fastai.predict import caption_predict
+from caption_fastai.recipes import Stage, recipes
 from caption_fastai.shapes import write_shapes
 from caption_fastai.text import Vocab
 from helpers import command_fails
@@ -279,6 +280,13 @@ def test_seed_gives_the_same_training_twice(run, tmp_path):
     again = [str(tmp_path/'again') if o == str(out) else o for o in argv]
     caption_train(again)
     assert (tmp_path/'again'/'model.safetensors').read_bytes() == (out/'model.safetensors').read_bytes()
+
+def test_a_stage_that_learns_words(run, tmp_path, monkeypatch, capsys):
+    "It has no captions, which is told; features are stored when the next one begins"
+    monkeypatch.setitem(recipes['scenes'], 'stages', [Stage(1, slice(1e-4, 1e-2), freeze=1, bs=16, bag_of_words=True), Stage(1, 1e-2, freeze=True, views=1)])
+    caption_train(f'--data {run[2]} --out {tmp_path} --recipe scenes --size 96 --num_workers 0 --emb_sz 16 --attn_sz 16 --n_hid 32 --beam_sz 2 --cache_features'.split())
+    out = capsys.readouterr().out
+    assert out.index('after stage 1: the encoder has learned words') < out.index('features (36, 162) of 42 pictures') < out.index('after stage 2, test split: bleu1')
 
 def test_interrupted_training_is_resumed(run, tmp_path, monkeypatch, capsys):
     "Interrupted after the first stage, with features from a file, the command says so in a line, and goes on with --resume"
