@@ -2,7 +2,7 @@
 
 A lever is one change to four epochs of the decoder's own stage of the recipe flickr8k, at four times its rate and with a dropout of 0.3, on features of whole photographs at 224 pixels that know no words yet.
 Captions of a beam of 5 are compared with those of the lever 'as it is', which goes first, by a paired bootstrap.
-A later lever goes on from the captioner in OUT/stage2 or OUT/stage3 that measure_recipe.py leaves, on crops; 'as it is, later' and 'self-critical, as it is' go first.
+A later lever goes on from the captioner in OUT/stage1 or OUT/stage2 that measure_recipe.py leaves, on crops; 'as it is, later' and 'self-critical, as it is' go first.
 A part is ten epochs of the decoder's own stage at the recipe's rate and size, on one view of that many of the training photographs, with the words of all of them; the smaller ones have more epochs.
 In the rows stage is 1 for the decoder alone, 2 with the encoder, 3 for self-critical training. Each is scored on the validation split, one thread, seed 42. Features on disk are in OUT and used again."""
 import json, sys
@@ -63,12 +63,12 @@ LEVERS = {
 }
 # what follows: after which stage of the recipe, and the stages; the first after each is what others are compared with
 LATER = {
-    'as it is, later': (2, [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)]),
-    'one rate for encoder and decoder, 3e-4': (2, [Stage(3, 3e-4, freeze=1, bs=32)]),
-    'layer by layer: the decoder, then late layers too, then all': (2, [Stage(1, 6e-4, freeze=True, bs=32), Stage(1, slice(5e-5, 6e-4), freeze=1), Stage(1, slice(5e-5, 6e-4))]),
-    'self-critical, as it is': (3, [Stage(3, 5e-5, freeze=True, bs=32, self_critical=True)]),
-    "self-critical, the encoder's later half too": (3, [Stage(3, slice(5e-6, 5e-5), freeze=1, bs=32, self_critical=True)]),
-    'self-critical, six epochs at 1e-4': (3, [Stage(6, 1e-4, freeze=True, bs=32, self_critical=True)]),
+    'as it is, later': (1, [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)]),
+    'one rate for encoder and decoder, 3e-4': (1, [Stage(3, 3e-4, freeze=1, bs=32)]),
+    'layer by layer: the decoder, then late layers too, then all': (1, [Stage(1, 6e-4, freeze=True, bs=32), Stage(1, slice(5e-5, 6e-4), freeze=1), Stage(1, slice(5e-5, 6e-4))]),
+    'self-critical, as it is': (2, [Stage(3, 5e-5, freeze=True, bs=32, self_critical=True)]),
+    "self-critical, the encoder's later half too": (2, [Stage(3, slice(5e-6, 5e-5), freeze=1, bs=32, self_critical=True)]),
+    'self-critical, six epochs at 1e-4': (2, [Stage(6, 1e-4, freeze=True, bs=32, self_critical=True)]),
 }
 PARTS = {'1/8': (8, 24), '1/4': (4, 16), '1/2': (2, 12), '1/1': (1, 10)}   # each so many pictures, and epochs
 
@@ -128,7 +128,7 @@ def main(data, out, *levers):
         (b_low,b_high),(c_low,c_high) = (s[5]['intervals'][k] for k in ('bleu4', 'cider'))
         remark = [f'95% intervals of beam 5 {b_low:.1f} to {b_high:.1f} and {c_low:.1f} to {c_high:.1f}', *([f'against as it is: {difference(base, said)}'] if said != base and lever not in PARTS else []),
                   f'validation loss {learn.recorder.values[-1][1]:.3f}; {len(learn.dls.train_ds)} photographs, {len(learn.dls.vocab)} tokens']
-        row = dict(lever=what, stage=LATER[lever][0] if lever in LATER else 1, epochs=sum(s.epochs for s in stages), **{f'beam{k}': round(s[k]['bleu4'], 2) for k in s}, cider_beam5=round(s[5]['cider'], 1), distinct_beam5=round(s[5]['distinct'], 3),
+        row = dict(lever=what, stage=LATER[lever][0] + 1 if lever in LATER else 1, epochs=sum(s.epochs for s in stages), **{f'beam{k}': round(s[k]['bleu4'], 2) for k in s}, cider_beam5=round(s[5]['cider'], 1), distinct_beam5=round(s[5]['distinct'], 3),
                    decoder_params=sum(p.numel() for p in learn.model.decoder.parameters()), remark='; '.join(remark))
         pd.DataFrame([row]).to_csv(ROWS, mode='a', header=not ROWS.exists(), index=False)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd, torch
 from fastai.vision.all import Callback, set_seed
 
+import caption_fastai.interpret  # noqa: F401 - gives learners their plots
 from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.learner import caption_learner
 from caption_fastai.recipes import recipe_data

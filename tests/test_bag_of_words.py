@@ -77,6 +77,7 @@ def test_the_decoder_waits(dls, tmp_path):
     plt.close(fig)
 
 def test_a_stage_that_fails_gives_the_decoder_back(dls, tmp_path):
+    "And captions are learned afterwards as ever"
     class Fails(Callback):
         def after_step(self): raise RuntimeError('the plug was pulled')
     learn = tiny_learner(dls, path=tmp_path)
