@@ -23,7 +23,7 @@ from .data import CaptionDataLoaders
 from .encoder import encoder_input
 from .interpret import *
 from .learner import caption_learner
-from .metrics import MEASURES, WITHOUT_JAVA, evaluate
+from .metrics import MEASURES, WITHOUT_JAVA, evaluate, write_scored
 from .model import SYSTEMS
 from .predict import one_line_errors
 from .recipes import recipe_data, recipe_learner, recipes
@@ -253,6 +253,4 @@ def caption_evaluate(
         scores,hyps = evaluate(c.model, c.vocab, c.pipeline, refs, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty,
                                num_workers=o.num_workers, known=train.caption if len(train) else None, measures=MEASURES if o.meteor else WITHOUT_JAVA)
         print(json.dumps(scores), flush=True)   # first, as --out may not be writable
-        if o.out:
-            rows = [dict(image=Path(i).name, hypothesis=h, references=refs[i]) for i,h in hyps.items()]
-            Path(o.out).write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding='utf-8')
+        if o.out: write_scored(o.out, hyps, refs)

@@ -255,8 +255,8 @@ def _check_weights(fname, shapes, vocab):
 
 # %% ../nbs/13_captioner.ipynb #cell-023
 def _score_table(scores):
-    def text(v): return f'{v:.1f}' if v >= 5 else f'{v:.3f}'   # percent and words, or shares
-    rows = [f'| {k} | {text(scores[k])} | {text(lo)} to {text(hi)} |' for k,(lo,hi) in scores.get('intervals', {}).items()]
+    def text(k, v): return f'{v:.3f}' if k in ('length_ratio', 'new', 'top5_accuracy') else f'{v:.1f}'   # shares, or percent and words
+    rows = [f'| {k} | {text(k, scores[k])} | {text(k, lo)} to {text(k, hi)} |' for k,(lo,hi) in scores.get('intervals', {}).items()]
     return '\n'.join(['| measure | score | 95% interval |', '|---|---|---|', *rows, '', f"{scores['n']} pictures. How they were made: `{scores['signature']}`."])
 
 def model_card(

@@ -408,7 +408,7 @@ class CaptionLearner(Learner):
         n:int|None=None, # pictures, the first ones; None for all
         **kwargs
     )->dict: # see `score_captions`
-        "Scores of freely generated captions of a split; the captions are in `hyps` afterwards"
+        "Scores of freely generated captions of a split; the captions are in `hyps` afterwards. ValueError names a split that is not there"
         self.choose_input()
         refs = dict(list(self.dls.refs(split).items())[:n])
         known = (c for cs in self.dls.refs('train').values() for c in cs)

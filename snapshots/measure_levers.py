@@ -5,18 +5,19 @@ Captions of a beam of 5 are compared with those of the lever 'as it is', which g
 A later lever goes on from the captioner in OUT/stage1 or OUT/stage2 that measure_recipe.py leaves, on crops; 'as it is, later' and 'self-critical, as it is' go first.
 A part is ten epochs of the decoder's own stage at the recipe's rate and size, on one view of that many of the training photographs, with the words of all of them; the smaller ones have more epochs.
 In the rows stage is 1 for the decoder alone, 2 with the encoder, 3 for self-critical training. Each is scored on the validation split, one thread, seed 42. Features on disk are in OUT and used again."""
-import json, sys
+import sys
 from functools import partial
 from pathlib import Path
 
 import pandas as pd, torch
 from fastai.vision.all import SchedLin, nn, set_seed
 
+from caption_fastai.captioner import Captioner
 from caption_fastai.captions import read_captions
 from caption_fastai.data import CaptionDataLoaders
 from caption_fastai.decoder import SpatialAttention
 from caption_fastai.learner import caption_learner, fused_adam
-from caption_fastai.metrics import WITHOUT_JAVA, compare
+from caption_fastai.metrics import WITHOUT_JAVA, compare, write_scored
 from caption_fastai.recipes import Stage, recipe_data
 from caption_fastai.text import build_vocab
 
@@ -53,6 +54,7 @@ LEVERS = {
     'words seen 3 times or more, not 5': (dict(min_freq=3), {}),
     'words seen 10 times or more, not 5': (dict(min_freq=10), {}),
     'no attention penalty': ({}, dict(lambda_attn=0.)),
+    'dropout of 0.5, not 0.3': ({}, dict(p=0.5)),
     'no label smoothing': ({}, dict(label_smoothing=0.)),
     'word vectors of 512, not 300': ({}, dict(emb_sz=512)),
     'a state of 1,024, not 512': ({}, dict(n_hid=1024)),
@@ -66,6 +68,7 @@ LATER = {
     'as it is, later': (1, [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)]),
     'one rate for encoder and decoder, 3e-4': (1, [Stage(3, 3e-4, freeze=1, bs=32)]),
     'layer by layer: the decoder, then late layers too, then all': (1, [Stage(1, 6e-4, freeze=True, bs=32), Stage(1, slice(5e-5, 6e-4), freeze=1), Stage(1, slice(5e-5, 6e-4))]),
+    'all of the encoder': (1, [Stage(3, slice(5e-5, 6e-4), bs=32)]),
     'self-critical, as it is': (2, [Stage(3, 5e-5, freeze=True, bs=32, self_critical=True)]),
     "self-critical, the encoder's later half too": (2, [Stage(3, slice(5e-6, 5e-5), freeze=1, bs=32, self_critical=True)]),
     'self-critical, six epochs at 1e-4': (2, [Stage(6, 1e-4, freeze=True, bs=32, self_critical=True)]),
@@ -82,7 +85,7 @@ def learner(data, out, lever):
     if lever in LATER:
         dls = CaptionDataLoaders.from_flickr8k(data, seed=42, num_workers=1, **recipe_data('flickr8k'))
         after,stages = LATER[lever]
-        return caption_learner(dls, Path(out)/f'stage{after}', recipe='flickr8k', path=path), stages, f'after stage {after} of the recipe flickr8k: {lever}'
+        return caption_learner(dls, Captioner.load(Path(out)/f'stage{after}', 'cpu'), recipe='flickr8k', path=path), stages, f'after stage {after} of the recipe flickr8k: {lever}'
     if lever in PARTS:
         every,epochs = PARTS[lever]
         data_args,args,stage = dict(size=256),{},Stage(epochs, 1e-3, freeze=True, bs=16)
@@ -91,7 +94,7 @@ def learner(data, out, lever):
         every,epochs = 1,4
         more,args,*of_stage = LEVERS[lever]
         stage = Stage(**{**dict(epochs=epochs, lr=4e-3, freeze=True, bs=16), **dict(*of_stage)})
-        data_args,args = dict(size=224, **more),dict(p=0.3, **args)
+        data_args,args = dict(size=224, **more),{'p': 0.3, **args}
         what = f'spatial_attention, proj_sz=512, rate 4e-3, dropout 0.3: {lever}'
     table = read_captions(data)
     train = table.image[table.split == 'train'].unique()
@@ -124,7 +127,7 @@ def main(data, out, *levers):
         refs,said = learn.dls.refs('valid'),Path(out)/f'{learn.path.name}.json'
         first = next(k for k,v in LATER.items() if v[0] == LATER[lever][0]) if lever in LATER else 'as it is'
         base = said.with_name(f'{_path(first)}.json')
-        said.write_text(json.dumps([dict(image=Path(i).name, hypothesis=h, references=refs[i]) for i,h in learn.hyps.items()]))
+        write_scored(said, learn.hyps, refs)
         (b_low,b_high),(c_low,c_high) = (s[5]['intervals'][k] for k in ('bleu4', 'cider'))
         remark = [f'95% intervals of beam 5 {b_low:.1f} to {b_high:.1f} and {c_low:.1f} to {c_high:.1f}', *([f'against as it is: {difference(base, said)}'] if said != base and lever not in PARTS else []),
                   f'validation loss {learn.recorder.values[-1][1]:.3f}; {len(learn.dls.train_ds)} photographs, {len(learn.dls.vocab)} tokens']

@@ -1,5 +1,5 @@
 "Scores: agreement with the COCO code, METEOR with and without Java, files of captions that do not fit"
-import json, random, shutil, subprocess
+import json, random, shutil, subprocess, warnings
 from inspect import getfile
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from caption_fastai import metrics
-from caption_fastai.metrics import compare, evaluate, read_scored, score_captions
+from caption_fastai.callbacks import BleuMetric
+from caption_fastai.metrics import compare, evaluate, read_scored, score_captions, write_scored
 from caption_fastai.text import Vocab, tokenize
 from helpers import fails
 
@@ -26,7 +27,7 @@ def made_up(n, k=5, seed=0):
     return {i: ' '.join(w if rng.random() < 0.8 else 'thing' for w in rng.choice(r).split()[:12]) for i,r in refs.items()},refs
 
 def write(fname, hyps, refs):
-    fname.write_text(json.dumps([dict(image=i, hypothesis=h, references=refs[i]) for i,h in hyps.items()]))
+    write_scored(fname, hyps, refs)
     return fname
 
 def test_agrees_with_the_code_of_coco():
@@ -74,8 +75,8 @@ def test_words_are_those_of_the_code_of_coco(tmp_path):
 def test_an_empty_caption_scores_nothing():
     "Also where a reference is nothing but punctuation"
     refs = {'a': ['...', 'a cat'], 'b': ['a dog runs']}
-    with pytest.warns(UserWarning, match='that of a'): s = score_captions({'a': '', 'b': 'a dog runs'}, refs, n_boot=0)
-    with pytest.warns(UserWarning, match='2 captions are empty'): none = score_captions({'a': '', 'b': '!'}, refs, n_boot=0)
+    with pytest.warns(UserWarning, match='^a has an empty caption'): s = score_captions({'a': '', 'b': 'a dog runs'}, refs, n_boot=0)
+    with pytest.warns(UserWarning, match='a and 1 more have an empty caption'): none = score_captions({'a': '', 'b': '!'}, refs, n_boot=0)
     assert s['rouge_l'] == pytest.approx(50) and none['empty'] == 2
     assert not any(none[k] for k in ('bleu1', 'bleu4', 'cider', 'rouge_l', 'meteor'))
 
@@ -88,10 +89,12 @@ def test_what_does_not_fit():
     hyps,refs = made_up(3)
     fails(ValueError, lambda: score_captions({}, refs), 'no captions')
     fails(ValueError, lambda: score_captions(hyps, {**refs, '9.jpg': ['a']}), 'hyps', '9.jpg has no caption')
-    fails(ValueError, lambda: score_captions(hyps, {**refs, '1.jpg': []}), 'refs', '1.jpg has no reference')
+    for none in [],['', '!']: fails(ValueError, lambda r=none: score_captions(hyps, {**refs, '1.jpg': r}), 'refs: 1.jpg has no reference with a word')
     fails(ValueError, lambda: score_captions(hyps, refs, measures=['spice']), 'spice', 'rouge_l')
     fails(ValueError, lambda: score_captions(hyps, {**refs, '1.jpg': 'a dog'}), 'refs', '1.jpg', "'a dog'", 'list')
     fails(ValueError, lambda: score_captions({**hyps, '1.jpg': None}, refs), 'hyps', '1.jpg', 'None')
+    fails(ValueError, lambda: score_captions(hyps, refs, n_boot=-1), 'n_boot=-1')
+    fails(ValueError, lambda: score_captions(hyps, refs, top5={'0.jpg': (1, 2)}), 'top5: 1.jpg and 1 more have no counts')
     fails(ValueError, lambda: evaluate(None, Vocab([]), None, {**refs, '1.jpg': []}), 'refs: 1.jpg has no reference')   # before anything is captioned
 
 @pytest.fixture
@@ -115,6 +118,12 @@ def test_meteor_without_java(monkeypatch, tmp_path, no_meteor_yet):
     (tmp_path/'java').write_text('#!/bin/sh\ncase "$1" in -version) exit 0;; esac\nread line; exit 1\n')
     s = score_captions(hyps, refs)
     assert s['meteor'] is None and 'METEOR left out, its program broke off' in s['signature']
+    monkeypatch.setattr(metrics, '_patience', 0.5)
+    for silent,why in (('-x', 'its program broke off'), ('-version', 'Java does not run')):   # as is one that says nothing
+        (tmp_path/'java').write_text(f'#!/bin/sh\n[ "$1" = -version ] && [ "$1" != {silent} ] && exit 0\nexec /bin/sleep 60\n')
+        assert f'METEOR left out, {why}' in score_captions(hyps, refs, measures=['meteor'])['signature']
+    (tmp_path/'java').unlink()
+    fails(ValueError, lambda: BleuMetric(measure='meteor'), "measure='meteor'", 'Java was not found')
 
 @pytest.mark.skipif(not _java, reason='there is no Java here')
 def test_meteor(no_meteor_yet):
@@ -147,7 +156,7 @@ def test_files_that_cannot_be_compared(tmp_path):
     b.write_text(json.dumps(json.loads(a.read_text())*2))
     fails(ValueError, lambda: compare(a, b), 'b.json', '0.jpg is there twice')
     b.write_text(a.read_text()[:-30])
-    fails(ValueError, lambda: compare(a, b), 'b.json, line 1', 'not JSON')
+    fails(ValueError, lambda: compare(a, b), 'b.json, line 32', 'not JSON')
     b.write_text('[{"image": "x.jpg"}]')
     fails(ValueError, lambda: compare(a, b), 'b.json, entry 1', 'hypothesis')
     b.write_bytes(b'["\xff"]')
@@ -156,11 +165,29 @@ def test_files_that_cannot_be_compared(tmp_path):
     fails(ValueError, lambda: compare(b, b), 'b.json', '1.jpg has no reference')
     b.write_text('[]')
     fails(ValueError, lambda: compare(b, b), 'b.json', 'no captions')
-    fails(ValueError, lambda: compare(a, a, measures=['spice']), 'spice', 'rouge_l')
+    for wrong in ['spice'],'spice': fails(ValueError, lambda w=wrong: compare(a, a, measures=w), "there is no 'spice'", 'rouge_l')
+    assert list(compare(a, a, measures='cider').index) == ['cider']
     fails(ValueError, lambda: compare(a, a, n_boot=0), 'n_boot=0')
     b = write(tmp_path/'b.json', {**hyps, '1.jpg': ' '}, {i: r[::-1] for i,r in refs.items()})   # the same references in another order
-    with pytest.warns(UserWarning, match='1 captions are empty and score 0, the first is that of 1.jpg'): t = compare(a, b)
+    with pytest.warns(UserWarning, match='^1.jpg has an empty caption, which scores 0'): t = compare(a, b)
     assert t.difference['bleu1'] < 0 and 'bleu' in t.attrs['signature'].lower()
+
+def test_same_names_in_two_folders(tmp_path):
+    "Pictures are told apart by their folders where they have to be"
+    hyps = {str(tmp_path/'data'/f/'1.jpg'): h for f,h in dict(x='a dog runs', y='two cats').items()}
+    refs = {i: [h, 'a dog'] for i,h in hyps.items()}
+    write_scored(f := tmp_path/'a.json', hyps, refs)
+    assert read_scored(f)[0] == {'x/1.jpg': 'a dog runs', 'y/1.jpg': 'two cats'} and (compare(f, f).p == 1).all()
+
+def test_references_given_twice():
+    "is told of, as their number in the signature is not that of captions; two people who said the same are none"
+    hyps,refs = made_up(3)
+    plain = score_captions(hyps, refs, measures='bleu', n_boot=0)
+    with pytest.warns(UserWarning, match='^0.jpg and 2 more have each reference twice'): s = score_captions(hyps, {i: 2*r for i,r in refs.items()}, measures='bleu', n_boot=0)
+    assert s['bleu4'] == plain['bleu4'] and s['signature'] != plain['signature']
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        score_captions(hyps, {i: [r[0], *r] for i,r in refs.items()}, measures='bleu', n_boot=0)
 
 def test_lists_of_captions():
     "What is at hand as lists is scored as lists: a caption and its references in the same place"
