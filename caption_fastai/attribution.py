@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .captioner import Caption, Captioner
 from .images import open_image
-from .interpret import _axes_of, _cell, _fit, _heat, _lit
+from .interpret import _axes_of, _cell, _fit, _heat, _overlay
 from .model import Ensemble
 from .text import Vocab
 
@@ -166,7 +166,7 @@ def plot_attributions(
     methods=None, # names or functions, by default all of `METHODS`, but alpha where there is no attention
     width:float=12. # of the figure at most, inches
 )->plt.Figure:
-    "A picture, and in the light what a word of its caption rests on by each method; a hundredth of a map's values are in full light"
+    "A picture, and what a word of its caption rests on by each method, from violet to yellow; a hundredth of a map's values are as yellow as can be"
     methods = listify(methods) or [m for m in METHODS if m != 'alpha' or caption.alphas.shape[1]]
     maps,img = [attribute(captioner, caption, word, m) for m in methods],open_image(caption.image)
     img.thumbnail((480, 480))
@@ -176,7 +176,7 @@ def plot_attributions(
     text = f"'{caption.words[_place(caption, word)]}' in '{caption}'"
     fig,axs = _axes_of(1, len(maps) + 1, cell, aspect, text, size*(max(n.count('\n') for n in names) + 1))
     for ax,m,name in zip(axs[0], [None, *maps], ['', *names]):
-        ax.imshow(img if m is None else _lit(img, _heat(m, captioner.pipeline, img.size, 0.01))); ax.set_title(name, fontsize=size, va='bottom')
+        ax.imshow(img if m is None else _overlay(img, _heat(m, captioner.pipeline, img.size, 0.01))); ax.set_title(name, fontsize=size, va='bottom')
     return fig
 
 def _name(method): return str(getattr(method, '__name__', method))

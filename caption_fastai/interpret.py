@@ -39,9 +39,9 @@ def _heat(m, pipeline, size, full=0.):
     top = max(np.sort(m, None)[-1 - int(full*m.size)], m.max()/20, 1e-12)
     return pipeline.on_picture((m/top).clip(0, 1), size).clip(0, 1)
 
-def _lit(img, heat):
-    "A picture (H,W,3), 0..1, dark where a map (H,W) is low; what was looked at keeps its colours"
-    return np.asarray(img)/255*(0.2 + 0.8*heat[...,None])
+def _overlay(img, heat):
+    "A picture in grey under a map (H,W), 0..1, from violet to yellow: (H,W,3), 0..1"
+    return 0.5*np.asarray(img.convert('L'))[...,None]/255 + 0.5*plt.colormaps['viridis'](heat)[...,:3]
 
 def _inches(text, size, **font): return text_to_path.get_text_width_height_descent(text, FontProperties(size=size, **font), False)[0]/72
 def _fit(words, inches): return min(12, inches/max(1.05*_inches(w, 1) for w in words))   # size of type in which the widest word fits
@@ -55,8 +55,8 @@ def _title(ax, word, inches):
     ax.set_title(word, fontsize=size, parse_math=False)
 
 def _lay(ax, img, heat, word, inches):
-    "A picture in the light of a map"
-    ax.imshow(_lit(img, heat)); _title(ax, word, inches)
+    "A picture under a map, and the word above"
+    ax.imshow(_overlay(img, heat)); _title(ax, word, inches)
 
 _tallest = 2.4   # picture, inches
 
@@ -83,7 +83,7 @@ def plot_attention(self:Caption,
     width:float=12., # of the figure at most, inches
     strip:bool=False # all in one row, at most 1.4 inches a word, whatever `width` and `ncols` say?
 )->plt.Figure:
-    "The picture, and for each word in the light where the model looked, relative to the place that it looked at most; ValueError for a system without attention"
+    "The picture, and for each word where the model looked, from violet to yellow, relative to the place that it looked at most; ValueError for a system without attention"
     img,maps = _shown(self)
     n,(widest,aspect) = len(self.words) + 1,_cell(img, width)
     if strip: ncols,width = n,1.4*n
@@ -108,7 +108,7 @@ def save_attention_gif(self:Caption,
     frames = []
     for i,(word,heat) in enumerate(zip(self.words, maps), 1):
         frame = Image.new('RGB', (width, shape[1] + 2*size), 'white')
-        frame.paste(Image.fromarray((255*_lit(img, heat)).round().astype(np.uint8)).resize(shape), ((width - shape[0])//2, 0))
+        frame.paste(Image.fromarray((255*_overlay(img, heat)).round().astype(np.uint8)).resize(shape), ((width - shape[0])//2, 0))
         draw = ImageDraw.Draw(frame)
         draw.text((width/2, shape[1] + size), word, 'black', ImageFont.truetype(font, min(size, 0.95*width/_inches(word, 72))), anchor='mm')
         draw.rectangle((0, shape[1], width*i/len(self.words), shape[1] + 2), fill='black')   # how far the caption is

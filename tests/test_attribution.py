@@ -60,7 +60,7 @@ def test_a_hot_cell_lies_where_the_encoder_saw_it(size, resize, g):
         hit += 1
     assert hit >= 2
 
-def test_cropped_edges_are_not_lit():
+def test_cropped_edges_are_not_looked_at():
     hot = ImagePipeline(96, 'crop').on_picture(np.ones((7, 7)), (120, 60))
     assert (hot[:, :30] == 0).all() and (hot[:, 90:] == 0).all() and np.allclose(hot[:, 30:90], 1)
     assert np.allclose(ImagePipeline(96, 'pad').on_picture(np.ones((7, 7)), (120, 60)), 1)
@@ -146,6 +146,15 @@ def test_a_map_is_not_dark_for_the_sake_of_one_pixel(full, lit):
     few = np.random.rand(6, 6)   # too few for a hundredth
     assert (_heat(few, ImagePipeline(96), (6, 6), full) == _heat(few, ImagePipeline(96), (6, 6))).all()
     assert not _heat(np.zeros((3, 3)), ImagePipeline(96), (6, 6), full).any()
+
+@pytest.mark.parametrize('color', ['black', 'grey', 'white'])
+def test_maps_can_be_read_on_dark_and_bright_pictures(color):
+    "Where it looked is lighter and yellow, the rest violet, whatever the picture is like"
+    c = fake(1, (60, 60), 9)
+    c.image,c.alphas = Image.new('RGB', (60, 60), color),torch.eye(9)[4:5]   # looked at the middle
+    shown = np.asarray(c.plot_attention().axes[1].images[0].get_array())
+    hot,cold = shown[30,30],shown[2,2]
+    assert hot.mean() > cold.mean() + 0.1 and hot[1] > hot[2] + 0.2 and cold[2] > cold[1] + 0.1
 
 def test_one_method(captioner, caption):
     for methods in ('occlusion', flat): assert len(plot_attributions(captioner, caption, 0, methods).axes) == 2
