@@ -27,6 +27,11 @@ from .search import caption_images
 from .text import Vocab
 
 # %% ../nbs/14_interpret.ipynb #cell-007
+def _above_0(**args):
+    "ValueError names an argument that is not; None stands for a default"
+    for k,v in args.items():
+        if v is not None and not v > 0: raise ValueError(f'{k}={v}: expected more than 0')
+
 def _shown(caption):
     "The picture, small enough to plot, and the maps of its words over it: (words,height,width), 0..1"
     maps,img = caption.maps,open_image(caption.image)
@@ -84,6 +89,7 @@ def plot_attention(self:Caption,
     strip:bool=False # all in one row, at most 1.4 inches a word, whatever `width` and `ncols` say?
 )->plt.Figure:
     "The picture, and for each word where the model looked, from violet to yellow, relative to the place that it looked at most; ValueError for a system without attention"
+    _above_0(ncols=ncols, width=width)
     img,maps = _shown(self)
     n,(widest,aspect) = len(self.words) + 1,_cell(img, width)
     if strip: ncols,width = n,1.4*n
@@ -100,8 +106,10 @@ def save_attention_gif(self:Caption,
     seconds:float=0.8, # each word
     width:int=360 # pixels
 )->Path: # `fname`
-    "The attention of each word as a frame of an animation; ValueError for a system without attention, or a caption without words"
+    "The attention of each word as a frame of an animation; ValueError for a system without attention, a caption without words or another kind of file"
+    _above_0(seconds=seconds, width=width)
     if not self.words: raise ValueError('words: the caption has none, there is nothing to animate')
+    if Path(fname).suffix.lower() != '.gif': raise ValueError(f'fname={fname}: expected a name that ends in .gif')
     img,maps = _shown(self)
     scale,size = min(width/img.width, 2*width/img.height),max(10, width//18)   # no higher than twice its width
     shape,font = [max(1, round(scale*n)) for n in img.size],findfont(FontProperties())   # the one of figures
@@ -122,6 +130,7 @@ def plot_beams(
     width:float=12. # of the figure at most; a longer caption goes on below
 )->plt.Figure:
     "A row a caption: its score, and where it looked for each word; ValueError if there is none, or the system has no attention"
+    _above_0(inches=inches, width=width)
     if isinstance(captions, Caption): captions = [captions]
     if not captions: raise ValueError('captions: there is none, pass those of captioner.caption(picture, n_best=3)')
     shown = [_shown(c) for c in captions]
@@ -279,6 +288,7 @@ def plot_beam_tree(
     **kwargs # for `beam_search`: max_len, length_penalty, n_best
 )->plt.Figure:
     "What beam search kept and dropped, word by word, with scores; ValueError or FileNotFoundError names a picture that cannot be read or an argument out of range"
+    _above_0(width=width)
     if n_dropped < 0: raise ValueError(f'n_dropped={n_dropped}: expected 0 or more')
     watch = _Watch(n_dropped)
     [(_,found)] = caption_images(captioner.model, captioner.pipeline, [picture], beam_sz=beam_sz, watch=watch, **kwargs)
