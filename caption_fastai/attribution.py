@@ -8,6 +8,7 @@ __all__ = ['METHODS', 'forced_caption', 'attribute', 'plot_attributions', 'point
 # %% ../nbs/14c_attribution.ipynb #cell-005
 import math, warnings
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,9 +21,9 @@ from torch.nn import functional as F
 
 from .captioner import Caption, Captioner
 from .images import open_image
-from .interpret import _axes_of, _cell, _fit, _heat, _lit
+from .interpret import _above_0, _axes_of, _cell, _fit, _heat, _overlay
 from .model import Ensemble
-from .text import Vocab
+from .text import Vocab, detokenize
 
 # %% ../nbs/14c_attribution.ipynb #cell-007
 @contextmanager
@@ -80,7 +81,7 @@ def _place(caption, word):
         if word in caption.words: return caption.words.index(word)
         raise ValueError(f"word='{word}': is not in the caption '{caption}'")
     if not caption.words: raise ValueError(f'word={word}: the caption has no words')
-    if not 0 <= word < len(caption.words): raise ValueError(f"word={word}: the caption has the words 0 to {len(caption.words) - 1}")
+    if not isinstance(word, Integral) or not 0 <= word < len(caption.words): raise ValueError(f"word={word}: expected a word of the caption, or its number from 0 to {len(caption.words) - 1}")
     return int(word)
 
 # %% ../nbs/14c_attribution.ipynb #cell-009
@@ -146,6 +147,7 @@ def _lime(w):
 
 METHODS = dict(alpha=_alpha, grad_cam=_grad_cam, hires_cam=_hires_cam, integrated_gradients=_integrated_gradients, gradient_shap=_gradient_shap,
                lime=_lime, occlusion=_occlusion)
+_names = dict(alpha='attention', grad_cam='Grad-CAM', hires_cam='HiResCAM', integrated_gradients='integrated gradients', gradient_shap='gradient SHAP', lime='LIME')   # as papers have them
 
 def attribute(
     captioner:Captioner,
@@ -166,17 +168,19 @@ def plot_attributions(
     methods=None, # names or functions, by default all of `METHODS`, but alpha where there is no attention
     width:float=12. # of the figure at most, inches
 )->plt.Figure:
-    "A picture, and in the light what a word of its caption rests on by each method; a hundredth of a map's values are in full light"
+    "A picture, and what the word in brackets rests on by each method, from violet to yellow; a hundredth of a map's values are as yellow as can be"
+    _above_0(width=width)
     methods = listify(methods) or [m for m in METHODS if m != 'alpha' or caption.alphas.shape[1]]
     maps,img = [attribute(captioner, caption, word, m) for m in methods],open_image(caption.image)
     img.thumbnail((480, 480))
-    names = [_name(m).replace('_', '\n') for m in methods]
+    names = [_names.get(n := _name(m), n.replace('_', ' ')).replace(' ', '\n') for m in methods]
     cell,aspect = _cell(img, width/(len(maps) + 1))
     size = _fit('\n'.join(names).split('\n'), cell)
-    text = f"'{caption.words[_place(caption, word)]}' in '{caption}'"
+    at = _place(caption, word)
+    text = detokenize([f'[{w}]' if i == at else w for i,w in enumerate(caption.words)])
     fig,axs = _axes_of(1, len(maps) + 1, cell, aspect, text, size*(max(n.count('\n') for n in names) + 1))
     for ax,m,name in zip(axs[0], [None, *maps], ['', *names]):
-        ax.imshow(img if m is None else _lit(img, _heat(m, captioner.pipeline, img.size, 0.01))); ax.set_title(name, fontsize=size, va='bottom')
+        ax.imshow(img if m is None else _overlay(img, _heat(m, captioner.pipeline, img.size, 0.01))); ax.set_title(name, fontsize=size, va='bottom')
     return fig
 
 def _name(method): return str(getattr(method, '__name__', method))

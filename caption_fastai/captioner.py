@@ -49,8 +49,8 @@ class Caption:
         "`alphas` on their grid, over what the pipeline shows of the picture; ValueError for a system without attention"
         n_loc,side = self.alphas.shape[1],math.isqrt(self.alphas.shape[1])
         if n_loc == 0:
-            raise ValueError('alphas: this system sees a picture as one pooled vector and has no attention to plot, show_attend_tell has; '
-                             "for this one plot_attributions(captioner, caption, word, ['occlusion']) shows what a word rests on")
+            raise ValueError('alphas: this system sees a picture as one pooled vector and has no attention to plot, show_attend_tell and spatial_attention have; '
+                             'for this one plot_attributions(captioner, caption, word) shows what a word rests on')
         if side**2 != n_loc: raise ValueError(f'alphas: {n_loc} locations are no square grid')
         return self.alphas.unflatten(1, (side, side))
 

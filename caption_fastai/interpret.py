@@ -27,6 +27,11 @@ from .search import caption_images
 from .text import Vocab
 
 # %% ../nbs/14_interpret.ipynb #cell-007
+def _above_0(**args):
+    "ValueError names an argument that is not; None stands for a default"
+    for k,v in args.items():
+        if v is not None and not v > 0: raise ValueError(f'{k}={v}: expected more than 0')
+
 def _shown(caption):
     "The picture, small enough to plot, and the maps of its words over it: (words,height,width), 0..1"
     maps,img = caption.maps,open_image(caption.image)
@@ -39,9 +44,9 @@ def _heat(m, pipeline, size, full=0.):
     top = max(np.sort(m, None)[-1 - int(full*m.size)], m.max()/20, 1e-12)
     return pipeline.on_picture((m/top).clip(0, 1), size).clip(0, 1)
 
-def _lit(img, heat):
-    "A picture (H,W,3), 0..1, dark where a map (H,W) is low; what was looked at keeps its colours"
-    return np.asarray(img)/255*(0.2 + 0.8*heat[...,None])
+def _overlay(img, heat):
+    "A picture in grey under a map (H,W), 0..1, from violet to yellow: (H,W,3), 0..1"
+    return 0.5*np.asarray(img.convert('L'))[...,None]/255 + 0.5*plt.colormaps['viridis'](heat)[...,:3]
 
 def _inches(text, size, **font): return text_to_path.get_text_width_height_descent(text, FontProperties(size=size, **font), False)[0]/72
 def _fit(words, inches): return min(12, inches/max(1.05*_inches(w, 1) for w in words))   # size of type in which the widest word fits
@@ -55,8 +60,8 @@ def _title(ax, word, inches):
     ax.set_title(word, fontsize=size, parse_math=False)
 
 def _lay(ax, img, heat, word, inches):
-    "A picture in the light of a map"
-    ax.imshow(_lit(img, heat)); _title(ax, word, inches)
+    "A picture under a map, and the word above"
+    ax.imshow(_overlay(img, heat)); _title(ax, word, inches)
 
 _tallest = 2.4   # picture, inches
 
@@ -83,7 +88,8 @@ def plot_attention(self:Caption,
     width:float=12., # of the figure at most, inches
     strip:bool=False # all in one row, at most 1.4 inches a word, whatever `width` and `ncols` say?
 )->plt.Figure:
-    "The picture, and for each word in the light where the model looked, relative to the place that it looked at most; ValueError for a system without attention"
+    "The picture, and for each word where the model looked, from violet to yellow, relative to the place that it looked at most; ValueError for a system without attention"
+    _above_0(ncols=ncols, width=width)
     img,maps = _shown(self)
     n,(widest,aspect) = len(self.words) + 1,_cell(img, width)
     if strip: ncols,width = n,1.4*n
@@ -100,15 +106,17 @@ def save_attention_gif(self:Caption,
     seconds:float=0.8, # each word
     width:int=360 # pixels
 )->Path: # `fname`
-    "The attention of each word as a frame of an animation; ValueError for a system without attention, or a caption without words"
+    "The attention of each word as a frame of an animation; ValueError for a system without attention, a caption without words or another kind of file"
+    _above_0(seconds=seconds, width=width)
     if not self.words: raise ValueError('words: the caption has none, there is nothing to animate')
+    if Path(fname).suffix.lower() != '.gif': raise ValueError(f'fname={fname}: expected a name that ends in .gif')
     img,maps = _shown(self)
     scale,size = min(width/img.width, 2*width/img.height),max(10, width//18)   # no higher than twice its width
     shape,font = [max(1, round(scale*n)) for n in img.size],findfont(FontProperties())   # the one of figures
     frames = []
     for i,(word,heat) in enumerate(zip(self.words, maps), 1):
         frame = Image.new('RGB', (width, shape[1] + 2*size), 'white')
-        frame.paste(Image.fromarray((255*_lit(img, heat)).round().astype(np.uint8)).resize(shape), ((width - shape[0])//2, 0))
+        frame.paste(Image.fromarray((255*_overlay(img, heat)).round().astype(np.uint8)).resize(shape), ((width - shape[0])//2, 0))
         draw = ImageDraw.Draw(frame)
         draw.text((width/2, shape[1] + size), word, 'black', ImageFont.truetype(font, min(size, 0.95*width/_inches(word, 72))), anchor='mm')
         draw.rectangle((0, shape[1], width*i/len(self.words), shape[1] + 2), fill='black')   # how far the caption is
@@ -122,6 +130,7 @@ def plot_beams(
     width:float=12. # of the figure at most; a longer caption goes on below
 )->plt.Figure:
     "A row a caption: its score, and where it looked for each word; ValueError if there is none, or the system has no attention"
+    _above_0(inches=inches, width=width)
     if isinstance(captions, Caption): captions = [captions]
     if not captions: raise ValueError('captions: there is none, pass those of captioner.caption(picture, n_best=3)')
     shown = [_shown(c) for c in captions]
@@ -279,6 +288,7 @@ def plot_beam_tree(
     **kwargs # for `beam_search`: max_len, length_penalty, n_best
 )->plt.Figure:
     "What beam search kept and dropped, word by word, with scores; ValueError or FileNotFoundError names a picture that cannot be read or an argument out of range"
+    _above_0(width=width)
     if n_dropped < 0: raise ValueError(f'n_dropped={n_dropped}: expected 0 or more')
     watch = _Watch(n_dropped)
     [(_,found)] = caption_images(captioner.model, captioner.pipeline, [picture], beam_sz=beam_sz, watch=watch, **kwargs)

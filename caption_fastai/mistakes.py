@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
@@ -19,7 +19,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from .captioner import Caption
 from .decoder import Packing, targets
 from .images import open_image
-from .interpret import _heat, _lay
+from .interpret import _above_0, _heat, _lay
 from .metrics import encode_refs, mean_measures
 from .search import caption_images
 from .shapes import read_scenes
@@ -83,7 +83,7 @@ class CaptionInterpretation:
         "Caption a split; ValueError if it has no references or fewer than `n` pictures"
         refs = learn.dls.refs(split)
         if not refs: raise ValueError(f"split='{split}': these DataLoaders have no captions of it, so there is nothing to compare with")
-        if n is not None and not 1 <= n <= len(refs): raise ValueError(f"n={n}: the split '{split}' has {len(refs)} pictures")
+        if n is not None and not 1 <= n <= len(refs): raise ValueError(f"n={n}: expected 1 to {len(refs)}, the number of pictures of '{split}'")
         learn.choose_input()
         images,vocab,losses,hyps = list(refs)[:n],learn.dls.vocab,{},{}
         how = dict(beam_sz=beam_sz, max_len=max_len, length_penalty=length_penalty)
@@ -106,7 +106,7 @@ class CaptionInterpretation:
     )->list[int]: # rows of `table`
         "The pictures in the order of a score; ValueError if there are fewer than `k`"
         if by not in _by: raise ValueError(f"by='{by}': choose one of {', '.join(_by)}")
-        if k is not None and not 1 <= k <= len(self): raise ValueError(f'k={k}: there are {len(self)} pictures')
+        if k is not None and not 1 <= k <= len(self): raise ValueError(f'k={k}: expected 1 to {len(self)}, the number of pictures')
         return self.table[by].sort_values(ascending=not largest, kind='stable').index[:k].tolist()
 
     def top_losses(self,
@@ -189,12 +189,27 @@ def _map_words(cap, n):
     return sorted(sorted(at, key=lambda t: rank[word_kind(cap.words[t])])[:n])
 
 def _draw_maps(axs, img, cap, inches):
+    "Where it looked for as many words as there are axes"
     side = math.isqrt(cap.alphas.shape[1])
     if side == 0 or side**2 != cap.alphas.shape[1]: return
     for ax,t in zip(axs, _map_words(cap, len(axs))):
         _lay(ax, img, _heat(cap.maps[t], cap.pipeline, img.size), cap.words[t], inches)
 
 # %% ../nbs/14d_mistakes.ipynb #cell-019
+def _draw(interp, cols, maps, width):
+    "Lists of pictures beside each other: the figure, and the first axes of each list"
+    _above_0(width=width)
+    widths = [1, 1.9] + [1]*maps + [0.2]*(len(cols) > 1)   # the last one sets them apart
+    side,tell = _columns(widths*len(cols), width)[:2]
+    texts = [[_texts(interp, i, tell) for i in idxs] for idxs in cols]
+    fig,axs = _rows([max(map(_height, row)) for row in zip(*texts)], widths*len(cols), width)
+    for own,idxs,tells in zip(np.hsplit(axs, len(cols)), cols, texts):
+        for row,i,text in zip(own, idxs, tells):
+            img = _thumbnail(interp.table.image[i], 400)
+            row[0].imshow(img, interpolation='nearest'); _tell(row[1], text)
+            _draw_maps(row[2:maps + 2], img, interp.caption(i), side)
+    return fig,axs[0,::len(widths)]
+
 @patch
 def plot(self:CaptionInterpretation,
     idxs:list[int], # rows of `table`
@@ -204,15 +219,7 @@ def plot(self:CaptionInterpretation,
     "Pictures, each beside its caption, wrong words, references and attention"
     if not len(idxs): raise ValueError('idxs: no pictures to show')
     if bad := [i for i in idxs if not 0 <= i < len(self)]: raise ValueError(f'idxs: there is no row {bad[0]}, there are {len(self)} pictures')
-    widths = [1, 1.9] + [1]*maps
-    side,tell = _columns(widths, width)[:2]
-    texts = [_texts(self, i, tell) for i in idxs]
-    fig,axs = _rows([_height(t) for t in texts], widths, width)
-    for row,i,text in zip(axs, idxs, texts):
-        img = _thumbnail(self.table.image[i], 400)
-        row[0].imshow(img, interpolation='nearest'); _tell(row[1], text)
-        _draw_maps(row[2:], img, self.caption(i), side)
-    return fig
+    return _draw(self, [idxs], maps, width)[0]
 
 @patch
 def plot_top_losses(self:CaptionInterpretation, k:int=5, largest:bool=True, **kwargs)->plt.Figure:
@@ -233,17 +240,12 @@ def plot_worst(self:CaptionInterpretation, k:int=5, by:str='cider', **kwargs)->p
 def plot_right_wrong(self:CaptionInterpretation,
     k:int=3, # pictures of each
     by:str='cider', # or 'bleu', 'loss'
-    width:float=13. # of the figure, inches
+    maps:int=1, # words whose attention is shown
+    width:float=15. # of the figure, inches
 )->plt.Figure:
-    "The best captions on the left, the worst on the right"
-    cols = [self.ranked(k, by, largest == (by != 'loss')) for largest in (True, False)]
-    widths = [1, 1.9]*2
-    texts = [[_texts(self, i, _columns(widths, width)[1]) for i in idxs] for idxs in cols]
-    fig,axs = _rows([max(map(_height, pair)) for pair in zip(*texts)], widths, width)
-    for c,name in enumerate(('best', 'worst')):
-        axs[0,2*c].set_title(f'{name} by {_names.get(by, by)}', fontsize=13, loc='left')
-        for row,i,text in zip(axs, cols[c], texts[c]):
-            row[2*c].imshow(_thumbnail(self.table.image[i], 400), interpolation='nearest'); _tell(row[2*c+1], text)
+    "The best captions on the left, the worst on the right, see `plot`"
+    fig,firsts = _draw(self, [self.ranked(k, by, largest == (by != 'loss')) for largest in (True, False)], maps, width)
+    for ax,name in zip(firsts, ('best', 'worst')): ax.set_title(f'{name} by {_names.get(by, by)}', fontsize=13, loc='left')
     return fig
 
 # %% ../nbs/14d_mistakes.ipynb #cell-023
@@ -268,6 +270,7 @@ def plot_words(self:CaptionInterpretation,
     width:float=13. # of the figure, inches
 )->plt.Figure:
     "The words of each kind that are most often missed (left) and made up (right)"
+    _above_0(width=width)
     t = self.words()
     rows = {kind: t[(t.kind == kind) & (t.missed + t.made_up > 0)].head(k) for kind in KINDS}
     rows = {kind: r for kind,r in rows.items() if len(r)}

@@ -11,7 +11,7 @@ from caption_fastai import app
 from caption_fastai.attribution import METHODS, _Word, attribute, forced_caption, plot_attributions, pointing_game, pointing_table
 from caption_fastai.captioner import Caption, Captioner
 from caption_fastai.images import ImagePipeline
-from caption_fastai.interpret import _heat, plot_beams
+from caption_fastai.interpret import _heat, plot_beam_tree, plot_beams
 from caption_fastai.learner import caption_learner
 from caption_fastai.shapes import Obj, Scene, draw_scene, read_scenes
 from helpers import fails
@@ -60,7 +60,7 @@ def test_a_hot_cell_lies_where_the_encoder_saw_it(size, resize, g):
         hit += 1
     assert hit >= 2
 
-def test_cropped_edges_are_not_lit():
+def test_cropped_edges_are_not_looked_at():
     hot = ImagePipeline(96, 'crop').on_picture(np.ones((7, 7)), (120, 60))
     assert (hot[:, :30] == 0).all() and (hot[:, 90:] == 0).all() and np.allclose(hot[:, 30:90], 1)
     assert np.allclose(ImagePipeline(96, 'pad').on_picture(np.ones((7, 7)), (120, 60)), 1)
@@ -147,6 +147,15 @@ def test_a_map_is_not_dark_for_the_sake_of_one_pixel(full, lit):
     assert (_heat(few, ImagePipeline(96), (6, 6), full) == _heat(few, ImagePipeline(96), (6, 6))).all()
     assert not _heat(np.zeros((3, 3)), ImagePipeline(96), (6, 6), full).any()
 
+@pytest.mark.parametrize('color', ['black', 'grey', 'white'])
+def test_maps_can_be_read_on_dark_and_bright_pictures(color):
+    "Where it looked is lighter and yellow, the rest violet, whatever the picture is like"
+    c = fake(1, (60, 60), 9)
+    c.image,c.alphas = Image.new('RGB', (60, 60), color),torch.eye(9)[4:5]   # looked at the middle
+    shown = np.asarray(c.plot_attention().axes[1].images[0].get_array())
+    hot,cold = shown[30,30],shown[2,2]
+    assert hot.mean() > cold.mean() + 0.1 and hot[1] > hot[2] + 0.2 and cold[2] > cold[1] + 0.1
+
 def test_one_method(captioner, caption):
     for methods in ('occlusion', flat): assert len(plot_attributions(captioner, caption, 0, methods).axes) == 2
     empty = forced_caption(captioner, caption.image, '')
@@ -194,13 +203,32 @@ def test_attention_of_a_system_without_it(dls, pictures, tmp_path):
     c = caption_learner(dls, 'shapes_cnn', 'SHAPES', system='show_and_tell', emb_sz=16, n_hid=32, path=tmp_path, metrics=[]).captioner()
     cap = c.caption(list(pictures)[0], max_len=4)
     for f in (cap.plot_attention, lambda: cap.save_attention_gif(tmp_path/'a.gif'), lambda: plot_beams([cap]), lambda: attribute(c, cap, 0)):
-        fails(ValueError, f, 'no attention', 'show_attend_tell', "plot_attributions(captioner, caption, word, ['occlusion'])")
+        fails(ValueError, f, 'no attention', 'show_attend_tell and spatial_attention', 'plot_attributions(captioner, caption, word)')
     assert attribute(c, cap, 0, 'occlusion').shape == attribute(c, cap, 0, 'grad_cam').shape == (6, 6)
     assert len(plot_attributions(c, cap, 0, ['occlusion', 'grad_cam']).axes) == 3
 
 def test_nothing_to_show(tmp_path):
     fails(ValueError, lambda: fake(0).save_attention_gif(tmp_path/'a.gif'), 'words')
     fails(ValueError, lambda: plot_beams([]), 'captions')
+
+@pytest.mark.parametrize('kw', [dict(ncols=-1), dict(ncols=0), dict(width=0), dict(width=-3.)])
+def test_a_figure_of_no_size(captioner, kw):
+    c,says = fake(2),'{}={}: expected more than 0'.format(*next(iter(kw.items())))
+    fails(ValueError, lambda: c.plot_attention(**kw), says)
+    if 'width' in kw:
+        for f in (lambda: c.save_attention_gif('a.gif', **kw), lambda: plot_beams(c, **kw), lambda: plot_attributions(captioner, c, 0, [flat], **kw), lambda: plot_beam_tree(captioner, c.image, **kw)):
+            fails(ValueError, f, says)
+
+def test_an_animation_is_a_gif(tmp_path):
+    fails(ValueError, lambda: fake(2).save_attention_gif(tmp_path/'x.notype'), 'x.notype', '.gif')
+    fails(ValueError, lambda: fake(2).save_attention_gif(tmp_path/'a.gif', seconds=0), 'seconds=0')
+    assert fake(2).save_attention_gif(tmp_path/'A.GIF').exists()
+
+def test_a_title_says_which_word_and_which_method(captioner, caption):
+    c = forced_caption(captioner, caption.image, 'a red cross and a blue cross')
+    fig = plot_attributions(captioner, c, 6, ['alpha', 'grad_cam', flat])
+    assert fig.get_suptitle() == 'a red cross and a blue [cross]' and [ax.get_title() for ax in fig.axes] == ['', 'attention', 'Grad-CAM', 'flat']
+    assert plot_attributions(captioner, c, 'cross', [flat]).get_suptitle() == 'a red [cross] and a blue cross'
 
 @pytest.mark.parametrize('method', METHODS)
 def test_every_method_makes_a_map(captioner, caption, method):
@@ -209,7 +237,8 @@ def test_every_method_makes_a_map(captioner, caption, method):
 
 def test_words_that_are_not_there(captioner, caption, pictures):
     n = len(caption.words)
-    for word in ('zebra', n, -1): fails(ValueError, lambda: attribute(captioner, caption, word), f'word={word!r}')
+    for word in ('zebra', n, -1, None, 0.5): fails(ValueError, lambda: attribute(captioner, caption, word), f'word={word!r}')
+    assert attribute(captioner, caption, np.int64(n - 1)).shape == (6, 6)
     c = Caption('a zebra', ['a', 'zebra'], 0., caption.alphas[:2], caption.image, caption.pipeline)
     fails(ValueError, lambda: attribute(captioner, c, 'zebra', 'occlusion'), "word='zebra'", 'vocabulary')
     fails(ValueError, lambda: attribute(captioner, caption, 0, 'gradcam'), "method='gradcam'", 'grad_cam')

@@ -18,8 +18,10 @@ def test_a_split_without_captions_and_too_many_pictures(trained, interp):
     class NoTest:   # the same learner, with data that has no test split
         dls = type('', (), dict(refs=staticmethod(lambda split: {})))
     fails(ValueError, lambda: CaptionInterpretation.from_learner(NoTest, 'test'), "split='test'", 'no captions')
-    fails(ValueError, lambda: CaptionInterpretation.from_learner(trained, n=21), 'n=21', '20 pictures')
-    for f in (interp.top_losses, interp.plot_best, interp.plot_worst, interp.plot_right_wrong): fails(ValueError, lambda: f(21), 'k=21', '20 pictures')
+    fails(ValueError, lambda: CaptionInterpretation.from_learner(trained, n=21), 'n=21', '1 to 20')
+    fails(ValueError, lambda: CaptionInterpretation.from_learner(trained, n=0), 'n=0', '1 to 20')
+    for f in (lambda w: interp.plot([0], width=w), lambda w: interp.plot_right_wrong(1, width=w), lambda w: interp.plot_words(width=w)): fails(ValueError, lambda: f(0), 'width=0: expected more than 0')
+    for f in (interp.top_losses, interp.plot_best, interp.plot_worst, interp.plot_right_wrong): fails(ValueError, lambda: f(21), 'k=21', '1 to 20')
     fails(ValueError, lambda: interp.plot_best(1, 'rouge'), "by='rouge'", 'cider')
     fails(ValueError, lambda: interp.plot([20]), 'no row 20')
     fails(ValueError, lambda: interp.scores_by('weather'), "what='weather'", 'objects')
@@ -72,6 +74,16 @@ def test_objects_are_not_grouped_and_many_groups_can_be_read(interp, monkeypatch
             assert len(labels) == len(ax.patches) and not any(a.overlaps(b) for a,b in zip(labels, labels[1:]))
         plt.close(fig)
 
+@pytest.mark.parametrize('maps', [0, 1, 2])
+def test_right_beside_wrong_with_attention(interp, maps):
+    fig = interp.plot_right_wrong(3, maps=maps)
+    assert [ax.get_title(loc='left') for ax in fig.axes[::maps + 3]] == ['best by CIDEr', 'worst by CIDEr'] + ['']*4
+    idxs = [i for pair in zip(interp.ranked(3, 'cider'), interp.ranked(3, 'cider', False)) for i in pair]
+    for i,own in zip(idxs, np.split(np.array(fig.axes), 6)):
+        cap = interp.caption(i)
+        assert own[0].images and [ax.get_title() for ax in own[2:] if ax.images] == [cap.words[t] for t in mistakes._map_words(cap, maps)]
+    plt.close(fig)
+
 def _text_boxes(fig):
     fig.draw_without_rendering()
     return [t.get_window_extent() for ax in fig.axes for t in ax.texts]
@@ -91,7 +103,7 @@ def test_no_text_lies_on_another(interp, tmp_path, size):
 def test_no_text_lies_on_a_picture(interp, maps, width):
     caption = 'a black and white dog is running through the grass'
     some = CaptionInterpretation(interp.learn, interp.table[:2].assign(caption=caption), interp.hyps[:2], [[f'{caption} .']*7]*2)
-    for fig in (some.plot([0, 1], maps, width), some.plot_right_wrong(2, width=width)):
+    for fig in (some.plot([0, 1], maps, width), some.plot_right_wrong(2, 'bleu', maps, width)):
         fig.draw_without_rendering()
         boxes = [ax.get_window_extent() for ax in fig.axes if ax.images]
         for t in (t for ax in fig.axes for t in ax.texts):
