@@ -154,7 +154,7 @@ class _Report(Callback):
               ', '.join(f"{kind}s {r.hit:.0%} of {r.words:.0f}, {r.near:.0%} no further from its middle than one place (chance {t.hit['chance', kind]:.0%}, {t.near['chance', kind]:.0%})" for kind,r in t.loc['alpha'].iterrows()))
 
 def _save_figure(fig, fname):
-    fig.savefig(fname, dpi=110); plt.close(fig)
+    fig.savefig(fname, dpi=110, bbox_inches='tight'); plt.close(fig)
     return str(fname)
 
 @contextmanager

@@ -192,28 +192,30 @@ def visualize_unit(
     unit:int, # channel of the layer
     pipeline, # `ImagePipeline`, for mean and standard deviation of the channels
     size:int=96, # pixels of a side
-    steps:int=120, lr:float=0.04, # of Adam
-    jitter:int=6, tv:float=0.15, # pixels of shift, weight of the total variation
+    steps:int=48, lr:float=0.03, # of Adam
+    jitter:int=8, zoom:float=0.2, # pixels of shift, share of a side that is cropped, at most
+    decay:float=1.5, # power of the frequency by which a wave is divided; 1 in the article
     seed:int=0 # of the noise
 )->Image.Image:
     "A picture that a unit responds to; ValueError if there is no such layer or unit"
     rng = torch.Generator().manual_seed(seed)
     mean,std = (torch.tensor(o)[:,None,None] for o in (pipeline.mean, pipeline.std))
-    x = (0.5 + 0.05*torch.randn(1, 3, size, size, generator=rng)).requires_grad_()
-    opt = torch.optim.Adam([x], lr)
+    freq = torch.hypot(torch.fft.fftfreq(size)[:,None], torch.fft.rfftfreq(size)).clamp(min=1/size)   # (size,size//2+1), cycles a pixel
+    waves = (0.2*torch.randn(1, 3, *freq.shape, 2, generator=rng)).requires_grad_()
+    opt = torch.optim.Adam([waves], lr)
     with _Watch(cnn, [layer]) as watch, torch.enable_grad():
-        for step in range(steps):
-            dx,dy = torch.randint(-jitter, jitter + 1, (2,), generator=rng).tolist()
-            y = watch(((x - mean)/std).roll((dy, dx), (2, 3)))[layer]
+        for _ in range(steps):
+            x = torch.fft.irfft2(torch.view_as_complex(waves)/freq**decay, (size, size), norm='ortho')
+            x = torch.einsum('bchw,dc->bdhw', x, _colours).sigmoid()
+            shift = torch.randint(-jitter, jitter + 1, (2,), generator=rng).tolist()
+            side = round(size*(1 - zoom*torch.rand(1, generator=rng).item()))
+            y = watch(T.resized_crop(((x - mean)/std).roll(shift, (2, 3)), 0, 0, side, side, [size, size]))[layer]
             _check_unit(layer, unit, y)
-            y = y[:,unit]
-            rough = x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()
-            loss = tv*10*rough - y.mean()/(y.detach().std(correction=0) + 1e-3).clamp(max=10)
-            opt.zero_grad(); loss.backward(); opt.step()
-            with torch.no_grad():
-                if step % 10 == 9 and step < steps - 10: x.copy_(T.gaussian_blur(x, 3, 0.6))
-                x.clamp_(0, 1)
+            opt.zero_grad(); (-y[:,unit].mean()).backward(); opt.step()
     return T.to_pil_image(x[0].detach())
+
+_colours = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0., -0.05], [0.27, -0.09, 0.03]])   # a column a principal colour of ImageNet's photographs, as long as its spread
+_colours /= 4*_colours.norm(dim=0).max()
 
 def plot_units(
     cnn:nn.Module, layer:str, units:list[int], pipeline, # see `visualize_unit`
@@ -313,6 +315,7 @@ class WordVectors:
         if color == 'kind':
             kinds = [word_kind(w) for w in self.words[:n]]
             colors,shown = [_kind_colors[k] for k in kinds],[k for k in _kind_colors if k in kinds]
+            ax.figure.draw_without_rendering()   # lays the axes out
             ncols = max(1, int(ax.get_position().width*ax.figure.get_figwidth()/0.8))
             ax.legend(handles=[plt.Line2D([], [], ls='', marker='o', color=_kind_colors[k], label=k) for k in shown], fontsize=9, ncols=min(ncols, len(shown)),
                       columnspacing=0.8, handletextpad=0., loc='upper center', bbox_to_anchor=(0.5, -0.01), frameon=False)
@@ -362,8 +365,8 @@ def plot_word_vectors(
 def gates(
     captioner, # a `Captioner` of a system with an `AttentionDecoder`
     caption:Caption # what it said of a picture, or another `Caption` of it
-)->dict: # name to (words,n)
-    "Gates and state after each word; ValueError for a system of another decoder"
+)->dict: # name to (words,n), a row a step
+    "Gates and state at the step that says each word; ValueError for a system of another decoder"
     model,vocab = captioner.model,captioner.vocab
     dec = model.decoder
     if not isinstance(dec, AttentionDecoder): raise ValueError(f'gates: known of show_attend_tell (LSTM or GRU) and spatial_attention, this is {type(dec).__name__}')
@@ -414,6 +417,7 @@ def plot_gates(
         ax.set_title(name, fontsize=11); ax.set_xticks(range(n_words), caption.words, rotation=90, fontsize=size, parse_math=False)
         fig.colorbar(im, ax=ax, orientation='horizontal', location='top', pad=0.02, aspect=12).ax.tick_params(labelsize=8)
     for ax in axs[:,0]: ax.set(yticks=[], ylabel=f'{len(units)} of {state.shape[1]} units, by the word of their peak')
+    fig.supxlabel('word that the step says', fontsize=11)
     return fig
 
 # %% ../nbs/14e_inside.ipynb #cell-035

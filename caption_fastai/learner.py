@@ -330,6 +330,14 @@ class CaptionLearner(Learner):
             _write(file, f.getbuffer())
         return file
 
+    def lr_find(self, *args, show_plot=True, **kwargs):
+        "As fastai's, with a marker of its own for each suggestion"
+        res = super().lr_find(*args, show_plot=show_plot, **kwargs)
+        if show_plot and res:
+            for dot,mark in zip(plt.gca().lines[1:], 'os^D'): dot.set_marker(mark)
+            plt.legend()
+        return res
+
     def freeze_to(self, n):
         "As fastai's, and what is frozen forgets its gradients: Adam would go on moving it by those of an earlier stage"
         super().freeze_to(n)

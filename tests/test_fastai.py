@@ -1,5 +1,6 @@
 "What fastai users know does here what it does elsewhere, or says why not"
 import matplotlib.pyplot as plt, pytest
+from fastai.callback.schedule import slide, valley
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import load_learner
 from torch import nn
@@ -102,3 +103,12 @@ def test_learner_without_its_data(trained, dls, tmp_path):
         fails(ValueError, lambda: quiet(again, f), 'load_learner', 'learn.dls = dls')
     again.dls = dls
     fit(again, 1, 1e-4)
+
+def test_suggested_rates_are_told_apart_without_colours(dls):
+    "Each has a marker of its own, on the curve and in the legend; where nothing is drawn, nothing is left"
+    learn,before = tiny_learner(dls),plt.get_fignums()
+    assert quiet(learn, lambda learn: learn.lr_find(num_it=30, show_plot=False)).valley > 0 and plt.get_fignums() == before
+    quiet(learn, lambda learn: learn.lr_find(num_it=30, suggest_funcs=(valley, slide)))
+    ax = plt.gca()
+    for dots in ax.lines[1:], ax.get_legend().legend_handles: assert [o.get_marker() for o in dots] == ['o', 's']
+    plt.close('all')
