@@ -6,7 +6,7 @@
 __all__ = ['caption_train', 'caption_evaluate']
 
 # %% ../nbs/15_app.ipynb #cell-003
-import argparse, json, math, os, sys, warnings
+import argparse, io, json, math, os, sys, warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import partial
@@ -28,6 +28,7 @@ from .model import SYSTEMS
 from .predict import one_line_errors
 from .recipes import recipe_data, recipe_learner, recipes
 from .shapes import read_scenes, score_scenes
+from .text import _write
 
 # %% ../nbs/15_app.ipynb #cell-005
 def _numbers(text, kind, name, n=None):
@@ -154,7 +155,8 @@ class _Report(Callback):
               ', '.join(f"{kind}s {r.hit:.0%} of {r.words:.0f}, {r.near:.0%} no further from its middle than one place (chance {t.hit['chance', kind]:.0%}, {t.near['chance', kind]:.0%})" for kind,r in t.loc['alpha'].iterrows()))
 
 def _save_figure(fig, fname):
-    fig.savefig(fname, dpi=110, bbox_inches='tight'); plt.close(fig)
+    fig.savefig(f := io.BytesIO(), dpi=110, bbox_inches='tight'); plt.close(fig)
+    _write(fname, f.getbuffer())
     return str(fname)
 
 @contextmanager
@@ -221,7 +223,7 @@ def caption_train(
         split = next(s for s in ('test', 'valid', 'train') if s in set(dls.captions.split))
         by_stage = o.cache_features is not None and any(s.views for s in stages)
         if o.cache_features is not None and not by_stage: _first(partial(learn.cache_features, o.cache_features or None, o.views))
-        figures = [] if num_distrib() > 1 else [str(out/'lr_find.png')] if o.resume else [_lr_find(learn, out)]
+        figures = [] if num_distrib() > 1 else [str(f) for f in [out/'lr_find.png'] if f.exists()] if o.resume else [_lr_find(learn, out)]
         report = _Report(split, read_scenes(out/'scenes') if shapes else None, beam_sz=o.beam_sz, length_penalty=o.length_penalty)
         with _one_of_several(learn), _progress(learn): learn.fit_stages(stages, cbs=report, resume=o.resume, save_minutes=o.save_minutes, cache_features=by_stage and (o.cache_features or True))
         if rank_distrib(): return

@@ -11,7 +11,7 @@ from fastai.callback.progress import ProgressCallback
 from torch import distributed as dist
 
 from .callbacks import AttentionPenalty
-from .learner import CaptionLearner
+from .learner import CaptionLearner, _data_sum
 from .text import cap_lens
 
 try:
@@ -42,9 +42,9 @@ class ShareBatches(DistributedTrainer):
     def _same_place(self):
         "ValueError if the processes have other data or go on from other places; the first one's seeds are for all"
         progress = getattr(self.learn, 'save_progress', None)
-        place = (len(self.dls.train_ds), len(self.dls.vocab), self.n_epoch, self.learn.first_epoch, progress and (progress.at, progress.found and progress.found['batch']))
+        place = (len(self.dls.train_ds), len(self.dls.vocab), _data_sum(self.dls).hex()[:8], self.n_epoch, self.learn.first_epoch, progress and (progress.at, progress.found and progress.found['batch']))
         places,seeds = zip(*gather_object([(place, [dl.seed for dl in self.dls.loaders])]))
-        if len({*places}) > 1: raise ValueError(f'the processes are not at the same place (items, words, epochs, epoch, batch): {places}; give all of them the same data and a folder that all of them see')
+        if len({*places}) > 1: raise ValueError(f'the processes are not at the same place (items, words, check sum of both, epochs, epoch, batch): {places}; give all of them the same data and a folder that all of them see')
         for dl,seed in zip(self.dls.loaders, seeds[0]): dl.seed = seed
 
     def before_batch(self):

@@ -28,7 +28,7 @@ def _digest(parts):
     return h.hexdigest()
 
 def _data_key(pipeline, images):
-    files = (f'{Path(i).name} {s.st_size} {s.st_mtime_ns}\n'.encode() for i in images for s in [os.stat(i)])
+    files = (f"{Path(i).name} {s.st_size} {s.st_mtime_ns}{'' if getattr(i, 'mirror', True) else ' as it is'}\n".encode() for i in images for s in [os.stat(i)])
     return json.loads(json.dumps(dict(pipeline=pipeline.to_dict(), images=_digest(files))))   # as it is read again
 
 def _encoder_key(encoder):

@@ -214,7 +214,7 @@ def visualize_unit(
             opt.zero_grad(); (-y[:,unit].mean()).backward(); opt.step()
     return T.to_pil_image(x[0].detach())
 
-_colours = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0., -0.05], [0.27, -0.09, 0.03]])   # a column a principal colour of ImageNet's photographs, as long as its spread
+_colours = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0., -0.05], [0.27, -0.09, 0.03]])   # a column a principal colour of ImageNet's photographs, as long as its spread (Olah et al. 2017)
 _colours /= 4*_colours.norm(dim=0).max()
 
 def plot_units(

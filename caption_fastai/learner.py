@@ -65,15 +65,19 @@ def _sum_of(file):
     "None where it is not there, or cannot be read"
     with suppress(OSError): return _check_sum(file.read_bytes())
 
+def _size(file):
+    with suppress(OSError): return os.path.getsize(file)   # None for a picture that only its features are left of
+
 def _data_sum(dls):   # of the words, and of the pictures with their captions
-    return _check_sum(repr((dls.vocab.itos, [[(Path(o.image).name, o.ids) for o in ds.items] for ds in (dls.train_ds, dls.valid_ds)])).encode())
+    return _check_sum(repr((dls.vocab.itos, [[(Path(o.image).name, _size(o.image), o.ids) for o in ds.items] for ds in (dls.train_ds, dls.valid_ds)])).encode())
 
 def _settings(learn):   # what else a training has from beginning to end, by the argument's name
     load = learn.dls.load
     model = {k: v for k,v in learn.model.config.items() if k not in ('weights', 'pretrained')}   # a checkpoint brings its own
     aug,pipeline = load.aug and repr(getattr(load.aug, '__dict__', load.aug)),load.pipeline
-    return {**model, **learn.settings, 'resize': pipeline.resize, 'size': pipeline.size, 'stats': (pipeline.mean, pipeline.std), 'aug': aug, 'pixels of aug': load.of_aug.size,
-            'views of cached features': 'those of the stages' if learn.features_file else None if (f := learn.dls.features) is None else f.n_views}
+    force,features = learn.teacher_forcing.pr_force,learn.dls.features
+    return {**model, **learn.settings, 'pr_force': [float(force(i/10)) for i in range(11)] if callable(force) else force, 'pictures of bleu4': next((m.n for m in learn.metrics if getattr(m, 'measure', '') == 'bleu4'), None), 'features': features.key['weights'] if isinstance(learn.model.encoder, NoEncoder) and features else None, 'resize': pipeline.resize, 'size': pipeline.size, 'stats': (pipeline.mean, pipeline.std), 'aug': aug, 'pixels of aug': load.of_aug.size,
+            'views of cached features': 'those of the stages' if learn.features_file else None if features is None else features.n_views}
 
 class SeedBatches(Callback):
     "Random numbers of a training batch from (seed, epoch, batch) alone"
@@ -95,46 +99,56 @@ class SaveBest(SaveModelCallback):
         if self.best + 1 > top: self.best = max(self.best, top)   # else many small steps down would pass
         self.lost = None
 
-    def check(self):
+    def check(self, holds=False):
+        "Are the weights in the file those of the best score? Else the learner's take their place, which are those that were best if it `holds` them"
         file = Path(self.path)/self.model_dir/'best.pth'
         bad = [self.sum and self.sum != _sum_of(file)]
         if self.share[1] > 1: torch.distributed.broadcast_object_list(bad)   # all do what the first one does
         if not bad[0]: return
-        warn(f'{file}: not the weights that were best; the last ones take their place until an epoch scores')   # damaged, or of an epoch that did not come to its end
         self._save('best')
+        if holds: return
+        warn(f'{file}: not the weights that were best; the last ones take their place until an epoch scores')   # damaged, or of an epoch that did not come to its end
         self.lost,self.best = self.best,-np.inf
 
     def after_fit(self):
+        if self.lost is None and self.best == -np.inf: return   # nothing has been scored, and what is there is of an earlier run
         self.check()
         super().after_fit()
 
 class SaveProgress(Callback):
     "In `fit_stages`, write after each epoch and every `minutes` all that is needed to go on from there; stop at Ctrl-C and where the loss or a weight is no number"
-    order,_keys = 65,('rows', 'losses', 'rewards', 'lrs', 'prs', 'stage')   # after `SaveBest`
-    def __init__(self, folder, stages, data, best=None, minutes=10.): # `data`: what `_data_sum` gives
+    patience = 10   # seconds for processes of a training that was killed to end
+    order,_keys = 65,('rows', 'losses', 'rewards', 'lrs', 'prs', 'stage', 'new')   # after `SaveBest`
+    def __init__(self, folder, stages, data, best=None, minutes=10., cbs=()): # `data`: what `_data_sum` gives; `cbs`: those of all stages, as one may go without some
         self.folder,self.stages,self.best,self.minutes = folder,stages,best,minutes
         self.data,self.at,self.found,self.stop,self.damaged = data,0,None,False,[]
+        self.trackers = [((cb.name, cb.monitor, getattr(cb, 'fname', None)), cb) for cb in cbs if isinstance(cb, TrackerCallback)]
+        self.kinds = sorted(cb.name for cb in cbs if isinstance(cb, (GradientAccumulation, MixedPrecision)))
 
     @property
-    def _files(self): return sorted(self.folder.glob('progress_*.pth'), reverse=True)
+    def _files(self): return sorted((f for f in self.folder.glob('progress_*.pth') if re.fullmatch(r'progress_\d+(_end)?', f.stem)), reverse=True)
     @property
     def _best_file(self): return self.folder/'best.pth'
+    @property
+    def _finished(self): return self.folder/'finished.pth'
 
     @contextmanager
     def alone(self):
         "Nobody else trains in this folder inside the block; OSError if somebody does"
         if rank_distrib(): yield; return
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder/'training.lock', timeout=0)
+        lock = FileLock(self.folder/'training.lock', timeout=self.patience)
         try: lock.acquire()
         except Timeout: raise OSError(f'{self.folder}: another training is under way in this folder; wait for its end, or name another folder') from None
         try: yield
         finally: lock.release()
 
     def forget(self):
-        "Remove what an earlier run has left; if it was not at its end, its last checkpoint stays under another name, with a warning"
+        """Remove what an earlier run has left; if it was not at its end, its last checkpoint stays under another name, with a warning.
+        That of one at its end stays as `finished` until the new run has written its first"""
         if rank_distrib(): return
-        if (files := self._files) and not files[0].stem.endswith('_end'):
+        if (files := self._files) and files[0].stem.endswith('_end'): os.replace(files[0], self._finished)
+        elif files:
             last = next((f for f in files if _whole(f)), files[0])
             n = 1 + max((int(f.stem.split('_')[1]) for f in self.folder.glob('unfinished_*.pth')), default=0)
             os.replace(last, kept := self.folder/f'unfinished_{n}.pth')
@@ -161,8 +175,10 @@ class SaveProgress(Callback):
             self.damaged.append(f)
         else:
             if files: raise ValueError(f'{self.folder}: all checkpoints are damaged, train again without resume')
+            others = ', '.join(f.name for f in [*sorted(self.folder.glob('unfinished_*.pth')), self._finished] if f.exists())
+            warn(f"{self.folder}: no checkpoint to go on from, training begins anew{f'; {others} of earlier ones can be called progress_000000.pth' if others else ''}")
             return None
-        self.found = d = torch.load(io.BytesIO(raw[16:]), map_location=learn.dls.device, weights_only=False)
+        d = torch.load(io.BytesIO(raw[16:]), map_location=learn.dls.device, weights_only=False)
         if 'processes' not in d: raise ValueError(f'{f}: was written by an earlier version of this program; go on with that one, or without resume')
         at = d['at']
         def begun(stages): return [*stages[:at], *[replace(s, lr=0., bs=None) for s in stages[at:at+1]]]
@@ -173,40 +189,41 @@ class SaveProgress(Callback):
         if bs[0] != d['bs']:
             if not self.stages[at].bs: raise ValueError(f"{f}: was begun with bs={d['bs']}, not {bs[0]}; go on with that or without resume")
             d['batch'] = d['batch']*d['bs']//bs[0]
-        if d['data'] != self.data: raise ValueError(f'{f}: was begun with other captions or other words, go on with those or without resume')
-        mine = _settings(learn)
+        if d['data'] != self.data: raise ValueError(f'{f}: was begun with other captions, pictures or words, go on with those or without resume')
+        mine = {**_settings(learn), 'callbacks': self.kinds}
         theirs = d.get('settings', mine)
         if other := [f"{k}={theirs.get(k, 'default')}, not {mine.get(k, 'default')}" for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]:
             raise ValueError(f"{f}: was begun with {', '.join(other)}; go on with that or without resume")
         learn._learn_words(self.stages[at].bag_of_words)
         theirs,mine = ({(k, v.shape) for k,v in state.items()} for state in (d['model'], learn.model.state_dict()))
         if other := sorted(theirs ^ mine): raise ValueError(f'{f}: was begun with another model ({other[0][0]} is not the same), go on with that or without resume')
+        self.found = d
         return d
 
     def before_fit(self):
         self.saved = time.monotonic()
         self.opt.zero_grad()   # of a batch that was broken off
-        if d := self.found: self._restore(d)
+        if self.found: self._restore(self.found)
+        elif self.at == 0: self._save(0)   # what is trained here may have been trained before
 
     def _restore(self, d):
+        lrs = [h['lr'] for h in self.opt.hypers]
         self.opt.load_state_dict(d['opt'])
+        if d['stages'][self.at].lr != self.stages[self.at].lr: self.opt.set_hypers(lr=lrs)
         if d.get('scaler') and self._scaler: self._scaler.load_state_dict(d['scaler'])
         for k,v in d['history'].items(): setattr(self.history, k, v)
-        self.history.new = False
         self.count_epochs.n_done,self.learn.train_iter = d['n_done'],d['train_iter']
         for dl,seed in zip(self.dls.loaders, d['seeds']): dl.seed = seed
         self.recorder.smooth_loss.count,val = d['smooth_loss']
         self.recorder.smooth_loss.val = val.cpu() if torch.is_tensor(val) else val   # where fastai keeps it
-        for key,cb in self._trackers:   # one that is new begins anew
+        for key,cb in self.trackers:   # one that is new begins anew
             for k,v in d['trackers'].get(key, {}).items(): setattr(cb, k, v)
         if self.best:
             self.best.sum = d['best_sum']
-            self.best.check()
+            if self.best in self.learn.cbs: self.best.check(d['holds_best'])
 
     @property
     def _scaler(self): return getattr(self.learn, 'scaler', None)   # of `MixedPrecision`
-    @property
-    def _trackers(self): return [((cb.name, cb.monitor, getattr(cb, 'fname', None)), cb) for cb in self.learn.cbs if isinstance(cb, TrackerCallback)]
 
     def before_train(self):
         if self.found and self.found['batch']:
@@ -253,31 +270,36 @@ class SaveProgress(Callback):
         self._agree()
         self._save(self.n_epoch)
 
+    def after_fit(self):   # `SaveBest` has put the best weights in place of the last ones
+        if self.found and self.found['holds_best']: return   # it was done when it was broken off
+        self._agree()
+        self._save(self.n_epoch, holds_best=True)
+
     def _agree(self):
         "Where one of several processes is asked to stop, all stop at the same batch"
         if self.share[1] < 2: return
         torch.distributed.all_reduce(asked := torch.tensor(float(self.stop), device=self.dls.device), torch.distributed.ReduceOp.MAX)
         self.stop = asked.item() > 0
 
-    def _save(self, epoch, batch=0):
-        if not rank_distrib(): self._write_all(epoch, batch)
+    def _save(self, epoch, batch=0, holds_best=False):
+        if not rank_distrib(): self._write_all(epoch, batch, holds_best)
         self.saved = time.monotonic()
         if self.stop and self.share[1] > 1: torch.distributed.barrier()   # a launcher may end the first process as soon as another one ends
         if self.stop: raise KeyboardInterrupt(f'saved in {self.folder} after batch {batch} of epoch {epoch}; fit_stages(..., resume=True) goes on from there')
 
-    def _write_all(self, epoch, batch):
+    def _write_all(self, epoch, batch, holds_best):
         h = {k: getattr(self.history, k) for k in self._keys}
-        trackers = {key: {k: getattr(cb, k) for k in ('best', 'wait', 'lost') if hasattr(cb, k)} for key,cb in self._trackers}
+        trackers = {key: {k: v for k in ('best', 'wait', 'lost') if (v := vars(cb).get(k)) is not None} for key,cb in self.trackers}
         smooth = self.recorder.smooth_loss
-        d = dict(stages=self.stages, processes=num_distrib(), bs=self.dls.train.bs//self.dls.train.n_ranks, data=self.data, scaler=self._scaler and self._scaler.state_dict(), settings=_settings(self.learn), at=self.at, epoch=epoch, batch=batch, model=self.model.state_dict(), opt=self.opt.state_dict(),
-                 n_done=self.dls.train.epoch if batch else self.count_epochs.n_done, pct_train=self.pct_train, train_iter=self.train_iter,
+        d = dict(stages=self.stages, processes=num_distrib(), bs=self.dls.train.bs//self.dls.train.n_ranks, data=self.data, scaler=self._scaler and self._scaler.state_dict(), settings={**_settings(self.learn), 'callbacks': self.kinds}, at=self.at, epoch=epoch, batch=batch, model=self.model.state_dict(), opt=self.opt.state_dict(),
+                 n_done=self.dls.train.epoch if batch else getattr(self.count_epochs, 'n_done', 0), pct_train=self.pct_train, train_iter=self.train_iter,
                  seeds=[dl.seed for dl in self.dls.loaders], smooth_loss=(smooth.count, smooth.val), trackers=trackers,
-                 history={**h, 'losses': [float(l) for l in h['losses']]}, best_sum=self.best and self.best.sum)
+                 history={**h, 'losses': [float(l) for l in h['losses']]}, best_sum=self.best and self.best.sum, holds_best=holds_best)
         torch.save(d, f := io.BytesIO())
         files = self._files
         n = int(files[0].stem.split('_')[1]) + 1 if files else 0
         _write(self.folder/f'progress_{n:06}.pth', _check_sum(f.getbuffer()), f.getbuffer())
-        for f in [*self.damaged, *[f for f in files if f not in self.damaged][1:]]: f.unlink(missing_ok=True)
+        for f in [*self.damaged, *[f for f in files if f not in self.damaged][1:], self._finished]: f.unlink(missing_ok=True)
         self.damaged = []
 
     @contextmanager
@@ -319,7 +341,9 @@ class CaptionLearner(Learner):
 
     def all_batches(self):
         self.n_iter = len(self.dl)
-        for o in enumerate(self.dl, getattr(self.dl, 'first', 0)): self.one_batch(*o)
+        done = first = getattr(self.dl, 'first', 0)
+        for done,b in enumerate(self.dl, first + 1): self.one_batch(done - 1, b)
+        if done < self.n_iter: raise OSError(f'{self.n_iter - done} of {self.n_iter} batches had no picture that could be read, see the warnings: is the disk there? caption_check finds pictures that are broken')
 
     def save(self, file, **kwargs):
         "As fastai's, but in one piece: whole or not at all"
@@ -439,7 +463,7 @@ class CaptionLearner(Learner):
         self.features_file = cache_features and any(s.views for s in stages) and (self._own_features if cache_features is True else Path(cache_features))
         scored = 'valid' in set(self.dls.captions.split) and any(m.name == 'bleu4' for m in self.metrics)
         best = SaveBest() if scored else None
-        progress = SaveProgress(Path(self.path)/self.model_dir, stages, _data_sum(self.dls), best, save_minutes)
+        progress = SaveProgress(Path(self.path)/self.model_dir, stages, _data_sum(self.dls), best, save_minutes, self.cbs + L(cbs) + L(best))
         with progress.alone():
             try: self._fit_stages(stages, cbs, resume, best, progress)
             finally: self._learn_words(False)
@@ -450,23 +474,28 @@ class CaptionLearner(Learner):
         if resume and (d := progress.find(self)):
             at,done = d['at'],d['epoch']
             self.model.load_state_dict(d.pop('model'))
+            if self.features_file and any(s.views for s in stages[:at]): self.dls = self.dls.open_features(self.features_file)
             if self.dls.features is not None: self.dls.use_features(False)   # they may be of the encoder before it was trained
         for s in stages[:at]: self._set_bs(s)
         for i,s in enumerate(stages[at:], at):
+            if i and s.bag_of_words: set_seed(i)   # its layer begins with the same numbers where the run was broken off before
             self._begin_stage(s)
             progress.at,self.first_epoch = i,done if i == at else 0
-            progress.best = None if s.bag_of_words else best
-            more = L(cbs) + L(progress.best) + [SeedBatches(), progress] + _self_critical(s)
+            more = L(cbs) + L(best) + [SeedBatches(), progress] + _self_critical(s)
             if s.bag_of_words: more = more.filter(_is_watcher, negate=True) + BagOfWords()
             try:
                 with self._without_scores() if s.bag_of_words else nullcontext(), progress.gently(): (self.fit_one_cycle if s.one_cycle else self.fit)(s.epochs, s.lr, cbs=more)
             except torch.OutOfMemoryError as e:
                 raise ValueError(f'out of GPU memory with batches of {self.dls.train.bs//self.dls.train.n_ranks} at {self.dls.pipeline.size} pixels: go on with a lower bs of this stage and resume=True, or train again with a smaller size or the encoder frozen') from e
+            except RuntimeError as e:
+                if 'DataLoader worker' not in str(e): raise
+                raise OSError(f'a process that loads pictures has died ({e}): memory may have been short; go on with fewer of them (num_workers={self.dls.train.fake_l.num_workers}) and resume=True') from e
             finally:
                 self.first_epoch = self.dls.train.first = 0
                 progress.found = None
                 self._blind(False)
             if s.blind and best: best.best = None   # what it says without pictures is no measure for what comes
+            if progress.stop and num_distrib() < 2: raise KeyboardInterrupt(f'saved in {progress.folder} at the end of stage {i+1}; fit_stages(..., resume=True) goes on from there')
         progress.finish()
 
     def _check_stage(self, s, cbs=()):

@@ -23,7 +23,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from .decoder import Packing, targets
 from .search import caption_images
-from .text import Vocab, cap_lens, tokenize
+from .text import Vocab, _write, cap_lens, tokenize
 
 # %% ../nbs/10_metrics.ipynb #cell-042
 def _have(images): return f'{images[0]} and {len(images)-1} more have' if images[1:] else f'{images[0]} has'
@@ -232,7 +232,7 @@ def write_scored(
         folder = os.path.commonpath(map(str, hyps))
         names = {i: Path(os.path.relpath(i, folder)).as_posix() for i in hyps}
     rows = [dict(image=names[i], hypothesis=h, references=refs[i]) for i,h in hyps.items()]
-    Path(fname).write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding='utf-8')
+    _write(fname, json.dumps(rows, ensure_ascii=False, indent=1).encode())
 
 def read_scored(
     fname # what `write_scored` or `caption_evaluate --out` wrote

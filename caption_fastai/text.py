@@ -145,6 +145,7 @@ def _write(file, *parts):
             f.flush(); os.fsync(f.fileno())   # else the name may reach the disk before what is in it
         os.replace(part, file)
     except OSError as e:
+        with suppress(OSError): part.unlink()   # what it takes is free again
         size,free = sum(map(len, parts))/1e6,shutil.disk_usage(next(p for p in file.absolute().parents if p.exists())).free/1e6
         raise OSError(e.errno, f'{e.strerror or e}: {size:.1f} MB to write, {free:.1f} MB free; what was there before is still there, make room and go on', str(file)) from None
     finally:

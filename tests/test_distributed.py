@@ -1,5 +1,5 @@
 "Training in two processes is training in one with twice the batch"
-import builtins, io, os, signal, socket, subprocess, sys, time
+import builtins, io, os, shutil, signal, socket, subprocess, sys, time
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,10 +133,15 @@ def test_error(scenes, tmp_path):
     def bad(): raise ValueError('a bad batch')
     with pytest.raises(ProcessRaisedException, match='a bad batch'): fit_in_two(scenes, tmp_path, bs=8, cbs=[At(3, bad)])
 
-def test_other_data(scenes, tmp_path):
-    "Processes with different data are told so"
+@pytest.mark.parametrize('rotated', [False, True])
+def test_other_data(scenes, tmp_path, rotated):
+    "Processes with different data are told so, also where they are as many pictures and words"
     def f():
-        if rank_distrib(): write_shapes(tmp_path/'other', n_train=6, n_valid=5, n_test=5)
+        if rank_distrib() and rotated:
+            tokens = shutil.copytree(scenes, tmp_path/'other')/'Flickr8k.token.txt'
+            names,caps = zip(*(l.split('\t') for l in tokens.read_text().splitlines()))
+            tokens.write_text('\n'.join(map('\t'.join, zip(names, caps[5:] + caps[:5]))))
+        elif rank_distrib(): write_shapes(tmp_path/'other', n_train=6, n_valid=5, n_test=5)
         fit(tmp_path/'other' if rank_distrib() else scenes, tmp_path, bs=8)
     with pytest.raises(ProcessRaisedException, match='not at the same place'): in_two(f)
 

@@ -76,6 +76,11 @@ def test_other_features_are_refused(encoder, images, built, what):
     new = build_features(*args, built.fname, rebuild=True)
     assert new.key == feature_key(*args) != built.key
 
+def test_views_that_may_not_be_mirrored(encoder, images):
+    "are others than those that may"
+    a,b = ([PictureView(i, 1, mirror=m) for i in images] for m in (True, False))
+    assert feature_key(encoder, PIPELINE, a) != feature_key(encoder, PIPELINE, b)
+
 def test_changed_picture_is_noticed(encoder, images, built):
     "A picture file that was written again makes the features stale"
     picture(images[3], seed=99)
