@@ -340,7 +340,7 @@ def test_out_is_a_file(scenes, tmp_path, captioner_dir, capsys):
     out.write_text('something else')
     command_fails(caption_train, train_argv(scenes, out), out)
     assert out.read_text() == 'something else'
-    nowhere = tmp_path/'nowhere'/'a.json'
+    nowhere = out/'a.json'
     capsys.readouterr()
     command_fails(caption_evaluate, [captioner_dir, '--data', scenes, '--out', nowhere], nowhere)
     assert 'bleu4' in json.loads(capsys.readouterr().out)   # the scores are not lost
