@@ -145,9 +145,9 @@ class SaveProgress(Callback):
 
     def forget(self):
         """Remove what an earlier run has left; if it was not at its end, its last checkpoint stays under another name, with a warning.
-        That of one at its end stays as `finished` until the new run has written its first"""
+        That of one at its end, or before its first batch, stays as `finished` until the new run has written its first"""
         if rank_distrib(): return
-        if (files := self._files) and files[0].stem.endswith('_end'): os.replace(files[0], self._finished)
+        if (files := self._files) and (files[0].stem.endswith('_end') or int(files[0].stem.split('_')[1]) == 0): os.replace(files[0], self._finished)
         elif files:
             last = next((f for f in files if _whole(f)), files[0])
             n = 1 + max((int(f.stem.split('_')[1]) for f in self.folder.glob('unfinished_*.pth')), default=0)
@@ -179,7 +179,7 @@ class SaveProgress(Callback):
             warn(f"{self.folder}: no checkpoint to go on from, training begins anew{f'; {others} of earlier ones can be called progress_000000.pth' if others else ''}")
             return None
         d = torch.load(io.BytesIO(raw[16:]), map_location=learn.dls.device, weights_only=False)
-        if 'processes' not in d: raise ValueError(f'{f}: was written by an earlier version of this program; go on with that one, or without resume')
+        if 'holds_best' not in d: raise ValueError(f'{f}: was written by an earlier version of this program; go on with that one, or without resume')
         at = d['at']
         def begun(stages): return [*stages[:at], *[replace(s, lr=0., bs=None) for s in stages[at:at+1]]]
         if begun(d['stages']) != begun(self.stages) or d['processes'] != num_distrib():
@@ -191,7 +191,7 @@ class SaveProgress(Callback):
             d['batch'] = d['batch']*d['bs']//bs[0]
         if d['data'] != self.data: raise ValueError(f'{f}: was begun with other captions, pictures or words, go on with those or without resume')
         mine = {**_settings(learn), 'callbacks': self.kinds}
-        theirs = d.get('settings', mine)
+        theirs = d['settings']
         if other := [f"{k}={theirs.get(k, 'default')}, not {mine.get(k, 'default')}" for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]:
             raise ValueError(f"{f}: was begun with {', '.join(other)}; go on with that or without resume")
         learn._learn_words(self.stages[at].bag_of_words)

@@ -203,6 +203,9 @@ def test_what_was_trained_before(scenes, tmp_path):
         m.setattr(learner.CaptionLearner, '_begin_stage', lambda self, s: stop())
         with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, STAGES[:1])
     assert (tmp_path/'models'/'finished.pth').exists() and not checkpoints(tmp_path)
+    for _ in range(2):   # what was broken off before its first batch is no loss
+        with pytest.raises(KeyboardInterrupt): run(scenes, tmp_path, STAGES[:1], cbs=[At(1, stop)])
+        assert [f.name for f in checkpoints(tmp_path)] == ['progress_000000.pth'] and not list((tmp_path/'models').glob('unfinished*'))
     learn = tiny_learner(load_dls(scenes, grouped=True, bs=8), path=tmp_path, metrics=[BleuMetric()])
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-2)
