@@ -176,7 +176,7 @@ class SaveProgress(Callback):
         else:
             if files: raise ValueError(f'{self.folder}: all checkpoints are damaged, train again without resume')
             others = ', '.join(f.name for f in [*sorted(self.folder.glob('unfinished_*.pth')), self._finished] if f.exists())
-            warn(f"{self.folder}: no checkpoint to go on from, training begins anew{f'; {others} of earlier ones can be called progress_000000.pth' if others else ''}")
+            warn(f"{self.folder}: no checkpoint to go on from, training begins anew{f'; {others} of earlier ones can be called progress_000001.pth' if others else ''}")
             return None
         d = torch.load(io.BytesIO(raw[16:]), map_location=learn.dls.device, weights_only=False)
         if 'holds_best' not in d: raise ValueError(f'{f}: was written by an earlier version of this program; go on with that one, or without resume')
