@@ -24,12 +24,13 @@ test: .venv/.installed build/README.md ## all checks: export and README are up t
 	@diff README.md build/README.md || { echo 'README.md is not what nbs/index.ipynb gives: run make readme' >&2; exit 1; }
 	@$(NB_TEST) --file_re '^(14|20)' & p=$$!; $(NB_TEST) --skip_file_re '^([_.]|14|20)'; r=$$?; wait $$p && exit $$r   # two halves side by side
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/python -m pytest tests --ignore tests/test_cli.py -n 2 -m 'not long'   # of the commands: in newest
-	@$(MAKE) --no-print-directory newest $(if $(CI),oldest)
+	@$(MAKE) --no-print-directory -j2 newest $(if $(CI),oldest)
 
 # The package as pip installs it, in an environment of its own: $(1) its name, $(2) its Python, $(3) what else is installed, $(4) what is done before
 define installed
-	@rm -rf build/lib build/$(1) && $(2) -m venv build/$(1) && $(4)
-	build/$(1)/bin/python -m pip install -q . $(3) 2>build/$(1)/log || { cat build/$(1)/log >&2; exit 1; }
+	@rm -rf build/$(1) && $(2) -m venv build/$(1) && $(4)
+	@mkdir build/$(1)/source && cp -R setup.py settings.ini README.md LICENSE caption_fastai build/$(1)/source   # so that two can be made at once
+	build/$(1)/bin/python -m pip install -q build/$(1)/source $(3) 2>build/$(1)/log || { cat build/$(1)/log >&2; exit 1; }
 	@cd build/$(1) && bin/python -c 'import caption_fastai, fastai, torch, sys; print("Python", *sys.version_info[:3], "fastai", fastai.__version__, "torch", torch.__version__); assert "build/$(1)" in caption_fastai.__file__'
 	cd build/$(1) && OMP_NUM_THREADS=1 MPLBACKEND=Agg bin/python -m pytest -q ../../tests/test_cli.py -n 2 -m 'not long'
 endef
