@@ -692,7 +692,6 @@ def caption_learner(
                            cbs=own + L(cbs), lr=lr, wd=wd, path=path, model_dir=model_dir, train_bn=False)
     learn.train_vectors = train_vectors
     learn.settings = dict(lambda_attn=lambda_attn, label_smoothing=label_smoothing, clip=clip, wd=wd, train_vectors=train_vectors)
-    for k,v in dict(pr_force=pr_force, opt_func=opt_func).items():
-        if isinstance(v, (int, float, str)): learn.settings[k] = v   # functions cannot be compared
+    if isinstance(opt_func, str): learn.settings['opt_func'] = opt_func   # functions cannot be compared
     learn.freeze() if weights is not None else learn.unfreeze()
     return learn

@@ -247,7 +247,7 @@ def read_scored(
         ok = isinstance(r, dict) and all(k in r for k in keys) and isinstance(r['hypothesis'], str) and isinstance(r['references'], list)
         if not ok or not all(isinstance(o, str) for o in r['references']): raise ValueError(f"{fname}, entry {i}: expected {', '.join(keys)}, as caption_evaluate --out writes them")
     if not rows: raise ValueError(f'{fname}: has no captions')
-    if bare := [r['image'] for r in rows if not r['references']]: raise ValueError(f'{fname}: {bare[0]} has no reference')
+    if bare := [r['image'] for r in rows if not any(map(tokenize, r['references']))]: raise ValueError(f'{fname}: {_have(bare)} no reference with a word')
     if twice := [i for i,k in Counter(r['image'] for r in rows).items() if k > 1]: raise ValueError(f'{fname}: {twice[0]} is there twice')
     return {r['image']: r['hypothesis'] for r in rows},{r['image']: r['references'] for r in rows}
 

@@ -161,8 +161,9 @@ def test_files_that_cannot_be_compared(tmp_path):
     fails(ValueError, lambda: compare(a, b), 'b.json, entry 1', 'hypothesis')
     b.write_bytes(b'["\xff"]')
     fails(ValueError, lambda: compare(a, b), 'b.json', 'UTF-8')
-    b = write(tmp_path/'b.json', hyps, {**refs, '1.jpg': []})
-    fails(ValueError, lambda: compare(b, b), 'b.json', '1.jpg has no reference')
+    for none in [],['!']:
+        b = write(tmp_path/'b.json', hyps, {**refs, '1.jpg': none})
+        fails(ValueError, lambda: compare(b, b), 'b.json', '1.jpg has no reference')
     b.write_text('[]')
     fails(ValueError, lambda: compare(b, b), 'b.json', 'no captions')
     for wrong in ['spice'],'spice': fails(ValueError, lambda w=wrong: compare(a, a, measures=w), "there is no 'spice'", 'rouge_l')
