@@ -37,8 +37,8 @@ endef
 WHERE = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 OLDEST = $(shell sed -n 's/^requirements *= *//p' settings.ini | tr ' ' '\n' | sed -n -e 's/,.*//' -e 's/>=/==/p')
 
-newest: .venv/.installed ## tests of the commands with the newest fastai; what .venv has in its newest version is taken from there
-	$(call installed,newest,$(B)/python,-U fastai fastcore,$(B)/python $(WHERE) > "$$(build/newest/bin/python $(WHERE))/rest.pth")
+newest: .venv/.installed ## tests of the commands with the newest fastai and PyTorch; what .venv has in its newest version is taken from there
+	$(call installed,newest,$(B)/python,-U fastai fastcore torch torchvision,$(B)/python $(WHERE) > "$$(build/newest/bin/python $(WHERE))/rest.pth")
 
 oldest: .venv/.installed ## the same with the oldest fastai and PyTorch that settings.ini admits (some GB in build/oldest)
 	$(call installed,oldest,$(B)/python,$(OLDEST) 'fastcore<2' 'plum-dispatch<2.10' pytest pytest-xdist,:)
