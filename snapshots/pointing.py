@@ -16,12 +16,16 @@ from caption_fastai.shapes import read_scenes
 RELATIONS = {'left', 'right', 'above', 'over', 'below', 'under', 'next', 'beside'}
 
 
+def asked(refs):
+    "Of the true captions of each picture, one with a relation word if there is one"
+    return {picture: next((t for t in texts if RELATIONS & set(t.lower().split())), texts[0]) for picture,texts in refs.items()}
+
+
 def main(*runs, n):
     folder = Path(runs[-1])/'scenes'
     captioners,scenes = {i: Captioner.load(r) for i,r in enumerate(runs, 1)},read_scenes(folder)
-    refs,games = refs_of(read_flickr8k(folder), 'test'),[]
-    for k,(picture,texts) in enumerate(list(refs.items())[:n]):
-        text = next((t for t in texts if RELATIONS & set(t.lower().split())), texts[0])   # of the five true captions, one with a relation if there is
+    games = []
+    for k,(picture,text) in enumerate(list(asked(refs_of(read_flickr8k(folder), 'test')).items())[:n]):
         for stage,c in captioners.items():
             set_seed(42)
             methods = [m for m in METHODS if m != 'lime' or k%4 == 0]
