@@ -5,6 +5,7 @@ PYTHONS = $(addprefix build/python3.,11 12 13)
 .PHONY: help train test newest oldest pythons audit long notebook readme clean build/README.md $(PYTHONS)
 .DELETE_ON_ERROR:
 B = .venv/bin
+AS_INSTALLED = $(patsubst %,tests/test_%.py,cli fastai going_on resume)
 NB_TEST = OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/nbdev_test --path nbs --n_workers 1 --do_print --timing
 
 help: ## this list
@@ -23,7 +24,7 @@ test: .venv/.installed build/README.md ## all checks: export and README are up t
 	  { echo "nbdev_export changed $$d: the notebooks are the source, look at the change and commit it" >&2; exit 1; }; done
 	@diff README.md build/README.md || { echo 'README.md is not what nbs/index.ipynb gives: run make readme' >&2; exit 1; }
 	@$(NB_TEST) --file_re '^(14|20)' & p=$$!; $(NB_TEST) --skip_file_re '^([_.]|14|20)'; r=$$?; wait $$p && exit $$r   # two halves side by side
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/python -m pytest tests --ignore tests/test_cli.py -n 2 -m 'not long'   # of the commands: in newest
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/python -m pytest tests $(addprefix --ignore ,$(AS_INSTALLED)) -n 2 -m 'not long'   # these: in newest
 	@$(MAKE) --no-print-directory -j2 newest $(if $(CI),oldest)
 
 # The package as pip installs it, in an environment of its own: $(1) its name, $(2) its Python, $(3) what else is installed, $(4) what is done before
@@ -32,12 +33,12 @@ define installed
 	@mkdir build/$(1)/source && cp -R setup.py settings.ini README.md LICENSE caption_fastai build/$(1)/source   # so that two can be made at once
 	build/$(1)/bin/python -m pip install -q build/$(1)/source $(3) 2>build/$(1)/log || { cat build/$(1)/log >&2; exit 1; }
 	@cd build/$(1) && bin/python -c 'import caption_fastai, fastai, torch, sys; print("Python", *sys.version_info[:3], "fastai", fastai.__version__, "torch", torch.__version__); assert "build/$(1)" in caption_fastai.__file__'
-	cd build/$(1) && OMP_NUM_THREADS=1 MPLBACKEND=Agg bin/python -m pytest -q ../../tests/test_cli.py -n 2 -m 'not long'
+	cd build/$(1) && OMP_NUM_THREADS=1 MPLBACKEND=Agg bin/python -m pytest -q $(addprefix ../../,$(AS_INSTALLED)) -n 2 -m 'not long'
 endef
 WHERE = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 OLDEST = $(shell sed -n 's/^requirements *= *//p' settings.ini | tr ' ' '\n' | sed -n -e 's/,.*//' -e 's/>=/==/p')
 
-newest: .venv/.installed ## tests of the commands with the newest fastai and PyTorch; what .venv has in its newest version is taken from there
+newest: .venv/.installed ## tests of the commands, of resuming and of fastai's ways with the newest fastai and PyTorch; what .venv has in its newest version is taken from there
 	$(call installed,newest,$(B)/python,-U fastai fastcore torch torchvision,$(B)/python $(WHERE) > "$$(build/newest/bin/python $(WHERE))/rest.pth")
 
 oldest: .venv/.installed ## the same with the oldest fastai and PyTorch that settings.ini admits (some GB in build/oldest)
