@@ -18,10 +18,10 @@ from pointing import asked
 ROWS = Path(__file__).with_name('looking.csv')
 VARIANTS = {
     'show_attend_tell': {},
-    'show_attend_tell, every place as much in sum': dict(lambda_attn=1.),
-    'show_attend_tell, GRU': dict(cell='gru'),
+    'show_attend_tell, lambda_attn=1': dict(lambda_attn=1.),
+    "show_attend_tell, cell='gru'": dict(cell='gru'),
     'spatial_attention': dict(system='spatial_attention'),
-    'spatial_attention, every place as much in sum': dict(system='spatial_attention', lambda_attn=1.),
+    'spatial_attention, lambda_attn=1': dict(system='spatial_attention', lambda_attn=1.),
 }
 
 
@@ -38,8 +38,8 @@ def main(out, seed, *variants):
         captioner = learn.captioner()
         game = pointing_game(captioner, {p: scenes[Path(p).name] for p in texts}, ['alpha'], [forced_caption(captioner, *o) for o in texts.items()])
         t = pointing_table(game).loc['alpha']
-        s = learn.evaluate('test', beam_sz=3, measures=['bleu', 'cider'], top5=False)
-        row = dict(variant=variant, seed=seed, bleu4=s['bleu4'], cider=s['cider'], right=score_scenes({Path(k).name: v for k,v in learn.hyps.items()}, scenes)['ok'],
+        s = learn.evaluate('test', beam_sz=3, measures=['bleu'], top5=False)
+        row = dict(variant=variant, seed=seed, bleu4=s['bleu4'], right=score_scenes({Path(k).name: v for k,v in learn.hyps.items()}, scenes)['ok'],
                    **{f'{k}_{c}': t.loc[k, c] for k in t.index for c in ('words', 'hit', 'near', 'drop')})
         pd.DataFrame([row]).round(4).to_csv(ROWS, mode='a', header=not ROWS.exists(), index=False)
 
