@@ -23,7 +23,8 @@ test: .venv/.installed build/README.md ## all checks: export and README are up t
 	@for d in nbs caption_fastai; do diff -rq -x __pycache__ -x .ipynb_checkpoints build/before/$$d $$d || \
 	  { echo "nbdev_export changed $$d: the notebooks are the source, look at the change and commit it" >&2; exit 1; }; done
 	@diff README.md build/README.md || { echo 'README.md is not what nbs/index.ipynb gives: run make readme' >&2; exit 1; }
-	@$(NB_TEST) --file_re '^(14|20)' & p=$$!; $(NB_TEST) --skip_file_re '^([_.]|14|20)'; r=$$?; wait $$p && exit $$r   # two halves side by side
+	@export TMPDIR=$$(mktemp -d); $(NB_TEST) --file_re '^(14|20)' & p=$$!; $(NB_TEST) --skip_file_re '^([_.]|14|20)'; r=$$?; wait $$p || r=1; \
+	  rm -rf $$TMPDIR; exit $$r   # two halves side by side
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/python -m pytest tests $(addprefix --ignore ,$(AS_INSTALLED)) -n 2 -m 'not long'   # these: in newest
 	@$(MAKE) --no-print-directory -j2 newest $(if $(CI),oldest)
 
@@ -73,8 +74,8 @@ build/README.md: .venv/.installed
 	  {gsub("[(][.][.]/", "("); print}' build/index.md > $@
 
 clean: ## remove caches and what was built; .venv and runs stay
-	rm -rf build dist _docs .pytest_cache
-	find caption_fastai nbs tests \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	rm -rf build dist _docs
+	find caption_fastai nbs tests \( -name __pycache__ -o -name .ipynb_checkpoints -o -name .pytest_cache \) -prune -exec rm -rf {} +
 
 # A Python counts only if it runs: the shims of pyenv are there for versions that are not
 .venv/.installed: settings.ini setup.py

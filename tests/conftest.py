@@ -7,10 +7,14 @@ import pytest
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')   # of what fastai imports
     from fastai.torch_core import set_seed
+    import helpers
     from helpers import fit, load_dls, tiny_learner
 from caption_fastai.shapes import write_shapes
 
-def pytest_configure(config): config.addinivalue_line('markers', 'long: takes many minutes, runs with `make long`')
+@pytest.fixture(scope='session', autouse=True)
+def learners(tmp_path_factory):
+    "Learners of the tests write into pytest's own folder, which goes with it"
+    helpers.LEARNERS = tmp_path_factory.mktemp('learners')
 
 @pytest.fixture(autouse=True)
 def seeds():

@@ -39,9 +39,12 @@ def load_dls(path, **kw):
     "DataLoaders of a folder, in this process, every word known"
     return CaptionDataLoaders.from_flickr8k(path, **{**dict(size=96, min_freq=1, bs=16, num_workers=0, seed=1), **kw})
 
+LEARNERS = None # set for each session by `conftest.py`
+def new_path(): return mkdtemp(dir=LEARNERS)
+
 def tiny_learner(dls, weights='SHAPES', arch='shapes_cnn', **kw):
     "A learner small enough for a test"
-    return caption_learner(dls, arch, weights, **{**dict(emb_sz=16, attn_sz=16, n_hid=32, p=0., metrics=[], path=mkdtemp()), **kw})
+    return caption_learner(dls, arch, weights, **{**dict(emb_sz=16, attn_sz=16, n_hid=32, p=0., metrics=[], path=new_path()), **kw})
 
 def fit(learn, *args, **kw):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(*args, **kw)

@@ -1,6 +1,4 @@
 "A captioner learns more words and pictures: nothing of it is lost, and it says the new words"
-from tempfile import mkdtemp
-
 import pytest, torch
 from fastai.torch_core import set_seed
 
@@ -10,7 +8,7 @@ from caption_fastai.encoder import Encoder
 from caption_fastai.learner import caption_learner
 from caption_fastai.recipes import recipes
 from caption_fastai.text import Vocab
-from helpers import changed, fails, fit, tensors
+from helpers import changed, fails, fit, new_path, tensors
 
 def kept(learn, folder):
     "Its captioner, saved in 16 bits and loaded"
@@ -20,7 +18,7 @@ def kept(learn, folder):
 def captioner(request, dls, tmp_path_factory):
     "It has learned nothing, but prefers some words to others"
     set_seed(3)
-    learn = caption_learner(dls, 'shapes_cnn', system=request.param, emb_sz=16, n_hid=64, p=0., lambda_attn=0., metrics=[], path=mkdtemp())
+    learn = caption_learner(dls, 'shapes_cnn', system=request.param, emb_sz=16, n_hid=64, p=0., lambda_attn=0., metrics=[], path=new_path())
     learn.model.decoder.out.weight.data *= 30
     return kept(learn, tmp_path_factory.mktemp('captioner'))
 
@@ -28,7 +26,7 @@ one_system = pytest.mark.parametrize('captioner', ['spatial_attention'], indirec
 
 def going_on(captioner, table, **kw):
     dls = CaptionDataLoaders.from_captions(table, bs=16, num_workers=0, seed=1, min_freq=1, **{**captioner.data_args(), **kw})
-    return caption_learner(dls, captioner, metrics=[], lambda_attn=0., path=mkdtemp())
+    return caption_learner(dls, captioner, metrics=[], lambda_attn=0., path=new_path())
 
 @pytest.fixture
 def discs(dls):
