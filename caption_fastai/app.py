@@ -236,7 +236,7 @@ def caption_evaluate(
 ):
     "Scores of a captioner on a split: `caption_evaluate --help`"
     p = argparse.ArgumentParser('caption_evaluate', description='Score a captioner; prints one JSON object.')
-    p.add_argument('captioner', help='folder that caption_train wrote')
+    p.add_argument('captioner', help='folder that caption_train wrote; several choose each word together, as an ensemble', nargs='+')
     p.add_argument('--data', help='folder or file of captions', required=True)
     p.add_argument('--img_path', help='folder of the pictures, by default with the captions')
     p.add_argument('--split', help='train, valid (dev) or test', default='test')
@@ -251,7 +251,8 @@ def caption_evaluate(
     with one_line_errors('caption_evaluate'):
         captions = _read(o)
         refs,train = refs_of(captions, o.split),captions[captions.split == 'train']
-        c = Captioner.load(o.captioner)
+        cs = [Captioner.load(f) for f in o.captioner]
+        c = cs[0] if len(cs) == 1 else Captioner.ensemble(cs)
         scores,hyps = evaluate(c.model, c.vocab, c.pipeline, refs, beam_sz=o.beam_sz, max_len=o.max_len, length_penalty=o.length_penalty,
                                num_workers=o.num_workers, known=train.caption if len(train) else None, measures=MEASURES if o.meteor else WITHOUT_JAVA)
         print(json.dumps(scores), flush=True)   # first, as --out may not be writable

@@ -159,9 +159,9 @@ class Captioner:
     )->'Captioner':
         "Captioners that choose each word together, see `Ensemble`; ValueError if they do not fit together"
         first,*others = captioners
-        for o in others:
-            if o.vocab.itos != first.vocab.itos: raise ValueError('captioners: they have different vocabularies')
-            if o.pipeline.to_dict() != first.pipeline.to_dict(): raise ValueError(f'captioners: they see pictures differently, {first.pipeline.to_dict()} and {o.pipeline.to_dict()}')
+        for i,o in enumerate(others, 2):
+            if o.vocab.itos != first.vocab.itos: raise ValueError(f'captioners: number {i} has another vocabulary than the first; train them on the same captions with the same min_freq')
+            if o.pipeline.to_dict() != first.pipeline.to_dict(): raise ValueError(f'captioners: number {i} sees pictures otherwise than the first, {o.pipeline.to_dict()} and {first.pipeline.to_dict()}')
         return cls(Ensemble([c.model for c in captioners]).eval(), first.vocab, first.pipeline)
 
 class _Counting(TorchFunctionMode):

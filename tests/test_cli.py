@@ -3,7 +3,7 @@ import csv, io, json, os, shutil, subprocess, sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import pytest
+import pytest, torch
 from PIL import Image
 
 from caption_fastai import app, predict
@@ -273,6 +273,21 @@ def test_trained_captioner_gives_the_captions_it_printed(run, capsys):
     assert {'cider', 'rouge_l', 'new', 'top5_accuracy', 'intervals'} <= set(scores) and 'meteor' not in scores
     assert f"bleu4 {scores['bleu4']:.1f}" in next(l for l in lines if l.startswith('after stage 2'))
     assert f"({scores['signature']})" in text
+
+def test_evaluate_of_several_is_their_ensemble(captioner_dir, scenes, tmp_path, capsys):
+    "The captions are those of `Captioner.ensemble`, and of captioners that do not fit together it is said which"
+    first,other = Captioner.load(captioner_dir),Captioner.load(captioner_dir)
+    other.model.decoder.out.weight.data.mul_(3).add_(torch.randn_like(other.model.decoder.out.weight)/3)
+    rows_file,where = tmp_path/'rows.json',['--data', str(scenes), '--beam_sz', '2', '--no-meteor']
+    caption_evaluate([str(captioner_dir), str(other.save(tmp_path/'other')), *where, '--out', str(rows_file)])
+    rows = json.loads(rows_file.read_text(encoding='utf-8'))
+    said = [r['hypothesis'] for r in rows]
+    files = [scenes/'Images'/r['image'] for r in rows]
+    alone = [[c.text for c in o.caption(files, beam_sz=2)] for o in (first, other)]
+    assert said == [c.text for c in Captioner.ensemble([first, other]).caption(files, beam_sz=2)] and said not in alone
+    strange = Captioner(first.model, first.vocab, ImagePipeline(64)).save(tmp_path/'strange')
+    command_fails(caption_evaluate, [captioner_dir, strange, *where], 'number 2', '64')
+    assert capsys.readouterr().out.count('\n') == 1   # the scores of the first call
 
 def test_seed_gives_the_same_training_twice(run, tmp_path):
     "The command with the same seed writes the same weights, bit for bit"
