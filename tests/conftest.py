@@ -21,6 +21,11 @@ def seeds():
     "Every test starts from the same random numbers"
     set_seed(42)
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef):
+    "So does what tests share, whichever test comes first"
+    if fixturedef.scope != 'function': set_seed(42)
+
 @pytest.fixture(scope='session')
 def scenes(tmp_path_factory):
     "A folder of scenes in Flickr8k's layout"
