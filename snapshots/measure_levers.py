@@ -4,22 +4,24 @@ A lever is one change to four epochs of the decoder's own stage of the recipe fl
 Captions of a beam of 5 are compared with those of the lever 'as it is', which goes first, by a paired bootstrap.
 A later lever goes on from the captioner in OUT/stage1 or OUT/stage2 that measure_recipe.py leaves, on crops; 'as it is, later' and 'self-critical, as it is' go first.
 A part is ten epochs of the decoder's own stage at the recipe's rate and size, on one view of that many of the training photographs, with the words of all of them; the smaller ones have more epochs.
-In the rows stage is 1 for the decoder alone, 2 with the encoder, 3 for self-critical training. Each is scored on the validation split, one thread, seed 42. Features on disk are in OUT and used again."""
+In the rows stage is 1 for the decoder alone, 2 with the encoder, 3 for self-critical training. Each is scored on the validation split, one thread, seed 42. Features on disk are in OUT and used again.
+Word vectors to begin with are read from OUT/vectors.txt, as GloVe has them."""
 import sys
 from functools import partial
 from pathlib import Path
 
 import pandas as pd, torch
-from fastai.vision.all import SchedLin, nn, set_seed
+from fastai.vision.all import Callback, SchedLin, nn, set_seed
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from caption_fastai.captioner import Captioner
 from caption_fastai.captions import read_captions
 from caption_fastai.data import CaptionDataLoaders
-from caption_fastai.decoder import SpatialAttention
+from caption_fastai.decoder import AttentionDecoder, SpatialAttention, State
 from caption_fastai.learner import caption_learner, fused_adam
 from caption_fastai.metrics import WITHOUT_JAVA, compare, write_scored
 from caption_fastai.recipes import Stage, recipe_data
-from caption_fastai.text import build_vocab
+from caption_fastai.text import build_vocab, read_vectors
 
 ROWS = Path(__file__).with_name('flickr8k_levers.csv')
 
@@ -44,6 +46,43 @@ class Normed(SpatialAttention):
         return torch.sigmoid(o)*torch.tanh(self.norm_cell(c)), c
 
 
+class TopDown(AttentionDecoder):
+    "An LSTM that reads the word and attends, and one on top of it that reads what was seen and speaks (Anderson et al. 2018); the mean feature is in the first states alone"
+    def __init__(self, vocab_sz, nf, *args, n_hid=512, proj_sz=None, **kwargs):
+        super().__init__(vocab_sz, nf, *args, n_hid=n_hid, proj_sz=proj_sz, **kwargs)
+        del self.cell_z   # the first reads no context
+        self.cell_top = nn.Linear(n_hid, 4*n_hid, bias=False)
+        self.top_x,self.top_h = nn.Linear(n_hid + (proj_sz or nf), 4*n_hid),nn.Linear(n_hid, 4*n_hid, bias=False)
+        nn.init.orthogonal_(self.top_h.weight); nn.init.zeros_(self.top_x.bias)
+        nn.init.ones_(self.top_x.bias.data.chunk(4)[1])
+
+    def init_state(self, feats):
+        state = super().init_state(feats)
+        return State(state.rows*2, state.image)
+
+    def cell(self, x, state, places=None, rows=None):
+        top_h,top_c,h,c = state.rows
+        h,c = self._lstm(x + self.cell_top(top_h) + self.cell_h(h), c)
+        context,alpha = self._look(State((h,), state.image), places, rows)
+        top = self._lstm(self.top_x(torch.cat([h, context], 1)) + self.top_h(top_h), top_c)
+        return context, alpha, State((*top, h, c), state.image)
+
+
+class MeanWeights(Callback):
+    "The exponential mean of the weights over the batches, which the model has at the end"
+    order = 70   # after the best weights are back
+    def before_fit(self): self.mean = AveragedModel(self.learn.model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    def after_batch(self):
+        if self.training: self.mean.update_parameters(self.learn.model)
+    def after_fit(self): self.learn.model.load_state_dict(self.mean.module.state_dict())
+
+
+def begin_with(vectors, vocab, emb_sz=300):
+    "Vectors of the words that file `vectors` has, made longer by random numbers"
+    known = read_vectors(vectors, vocab.stoi)
+    return {w: torch.cat([torch.as_tensor(v), torch.empty(emb_sz - len(v)).uniform_(-0.1, 0.1)]) for w,v in known.items()}
+
+
 # what it changes of the DataLoaders, of the learner and of the stage
 LEVERS = {
     'as it is': ({}, {}),
@@ -60,6 +99,11 @@ LEVERS = {
     'a state of 1,024, not 512': ({}, dict(n_hid=1024)),
     'a constant rate of 1e-3, no cycle': ({}, {}, dict(lr=1e-3, one_cycle=False)),
     'Adam without weight decay, not AdamW': ({}, dict(opt_func='adam', wd=0.)),
+    'features as they are, no layer of 512': ({}, dict(proj_sz=None)),
+    '64 photographs a batch, not 16': ({}, {}, dict(bs=64)),
+    'the mean of the weights, with a decay of 0.998': ({}, dict(cbs=MeanWeights)),
+    'word vectors that begin with others': ({}, {}),
+    'two LSTMs, top-down': ({}, dict(system=TopDown)),
     'the LSTM of show_attend_tell, with deep output': ({}, dict(system='show_attend_tell', deep_output=True)),
     'the encoder learns words first': ({}, {}),
 }
@@ -101,6 +145,7 @@ def learner(data, out, lever):
     if every > 1: data_args['vocab'] = build_vocab(table.caption[table.split == 'train'], recipe_data('flickr8k').get('min_freq', 5))   # of all of them
     table = table[(table.split != 'train') | table.image.isin(train[::every])].reset_index(drop=True)
     dls = CaptionDataLoaders.from_captions(table, seed=42, num_workers=0, **{**recipe_data('flickr8k'), 'aug': None, 'aug_scale': 1., **data_args})
+    if lever == 'word vectors that begin with others': args['word_vectors'] = begin_with(Path(out)/'vectors.txt', dls.vocab)
     learn = caption_learner(dls, recipe='flickr8k', weights='IMAGENET1K_V1', path=path, **args)
     features = f'features_{data_args["size"]}_of_{len(learn.dls.train_ds)}'
     if lever == 'the encoder learns words first':   # on random crops
