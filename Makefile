@@ -56,7 +56,7 @@ audit: .venv/.installed ## known vulnerabilities of the packages in .venv, as os
 	build/audit/bin/pip-audit -s osv --path "$$($(B)/python $(WHERE))"
 
 long: .venv/.installed ## the tests and the notebook cells that take long
-	$(NB_TEST) --flags slow
+	@export TMPDIR=$$(mktemp -d); $(NB_TEST) --flags slow; r=$$?; rm -rf $$TMPDIR; exit $$r
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/python -m pytest tests -n 2 -m long
 
 notebook: .venv/.installed ## open the notebooks in Jupyter

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from fastai.torch_core import set_seed
 
-from caption_fastai.attribution import _RELATIONS, METHODS, forced_caption, pointing_game, pointing_table
+from caption_fastai.attribution import METHODS, RELATIONS, forced_caption, pointing_game, pointing_table
 from caption_fastai.captioner import Captioner
 from caption_fastai.captions import read_flickr8k, refs_of
 from caption_fastai.shapes import read_scenes
@@ -16,7 +16,7 @@ from caption_fastai.shapes import read_scenes
 
 def asked(refs):
     "Of the true captions of each picture, one with a relation word if there is one"
-    return {picture: next((t for t in texts if _RELATIONS & set(t.lower().split())), texts[0]) for picture,texts in refs.items()}
+    return {picture: next((t for t in texts if RELATIONS & set(t.lower().split())), texts[0]) for picture,texts in refs.items()}
 
 
 def main(*runs, n):
