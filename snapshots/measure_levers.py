@@ -179,8 +179,8 @@ def main(data, out, *levers):
         learn,stages,what = learner(data, out, lever)
         if stages:
             with learn.no_bar(): learn.fit_stages(stages)
-            learn.captioner().save(learn.path/'captioner')
         else: learn.model.load_state_dict(mean_of(learn.path.with_name(_path(f'as it is, later, seed {k}'))/'captioner' for k in (43, 44, 45)))
+        learn.captioner().save(learn.path/'captioner')
         s = {k: learn.evaluate(beam_sz=k, length_penalty=0.7, measures=WITHOUT_JAVA) for k in (1, 3, 5)}
         refs,said = learn.dls.refs('valid'),Path(out)/f'{learn.path.name}.json'
         first = next(k for k,v in LATER.items() if v[0] == LATER[lever][0]) if lever in LATER else 'as it is'
