@@ -2,7 +2,7 @@
 
 A lever is one change to four epochs of the decoder's own stage of the recipe flickr8k, at four times its rate and with a dropout of 0.3, on features of whole photographs at 224 pixels that know no words yet.
 Captions of a beam of 5 are compared with those of the lever 'as it is', which goes first, by a paired bootstrap.
-A later lever goes on from the captioner in OUT/stage1 or OUT/stage2 that measure_recipe.py leaves, on crops; 'as it is, later' and 'self-critical, as it is' go first.
+A later lever goes on from the captioner in OUT/stage1 or OUT/stage2 that measure_recipe.py leaves, on crops, and leaves one of its own; 'as it is, later' and 'self-critical, as it is' go first, and seeds 43 to 45 before the mean of their weights.
 A part is ten epochs of the decoder's own stage at the recipe's rate and size, on one view of that many of the training photographs, with the words of all of them; the smaller ones have more epochs.
 In the rows stage is 1 for the decoder alone, 2 with the encoder, 3 for self-critical training. Each is scored on the validation split, one thread, seed 42. Features on disk are in OUT and used again.
 Word vectors to begin with are read from OUT/vectors.txt, as GloVe has them."""
