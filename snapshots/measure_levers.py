@@ -107,12 +107,11 @@ LEVERS = {
     'the LSTM of show_attend_tell, with deep output': ({}, dict(system='show_attend_tell', deep_output=True)),
     'the encoder learns words first': ({}, {}),
 }
+WITH_ENCODER,SEEDS = [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)],(43, 44, 45)
 # what follows: after which stage of the recipe, the stages, and the seed if it is not 42; the first after each is what others are compared with
 LATER = {
-    'as it is, later': (1, [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)]),
-    'as it is, later, seed 43': (1, [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)], 43),
-    'as it is, later, seed 44': (1, [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)], 44),
-    'as it is, later, seed 45': (1, [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)], 45),
+    'as it is, later': (1, WITH_ENCODER),
+    **{f'as it is, later, seed {k}': (1, WITH_ENCODER, k) for k in SEEDS},
     'the mean of the weights of these three': (1, []),
     'one rate for encoder and decoder, 3e-4': (1, [Stage(3, 3e-4, freeze=1, bs=32)]),
     'layer by layer: the decoder, then late layers too, then all': (1, [Stage(1, 6e-4, freeze=True, bs=32), Stage(1, slice(5e-5, 6e-4), freeze=1), Stage(1, slice(5e-5, 6e-4))]),
@@ -179,7 +178,7 @@ def main(data, out, *levers):
         learn,stages,what = learner(data, out, lever)
         if stages:
             with learn.no_bar(): learn.fit_stages(stages)
-        else: learn.model.load_state_dict(mean_of(learn.path.with_name(_path(f'as it is, later, seed {k}'))/'captioner' for k in (43, 44, 45)))
+        else: learn.model.load_state_dict(mean_of(learn.path.with_name(_path(f'as it is, later, seed {k}'))/'captioner' for k in SEEDS))
         learn.captioner().save(learn.path/'captioner')
         s = {k: learn.evaluate(beam_sz=k, length_penalty=0.7, measures=WITHOUT_JAVA) for k in (1, 3, 5)}
         refs,said = learn.dls.refs('valid'),Path(out)/f'{learn.path.name}.json'
