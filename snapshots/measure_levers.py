@@ -4,7 +4,7 @@ A lever is one change to four epochs of the decoder's own stage of the recipe fl
 Captions of a beam of 5 are compared with those of the lever 'as it is', which goes first, by a paired bootstrap.
 A later lever goes on from the captioner in OUT/stage1 or OUT/stage2 that measure_recipe.py leaves, on crops, and leaves one of its own; 'as it is, later' and 'self-critical, as it is' go first, and seeds 43 to 45 before the mean of their weights.
 A part is ten epochs of the decoder's own stage at the recipe's rate and size, on one view of that many of the training photographs, with the words of all of them; the smaller ones have more epochs.
-In the rows stage is 1 for the decoder alone, 2 with the encoder, 3 for self-critical training. Each is scored on the validation split, one thread, seed 42. Features on disk are in OUT and used again.
+In the rows stage is 1 for the decoder alone, 2 with the encoder, 3 for self-critical training. Each is scored on the validation split, one thread, seed 42 if it names no other. Features on disk are in OUT and used again.
 Word vectors to begin with are read from OUT/vectors.txt, as GloVe has them."""
 import sys
 from functools import partial
@@ -69,7 +69,7 @@ class TopDown(AttentionDecoder):
 
 
 class MeanWeights(Callback):
-    "The exponential mean of the weights over the batches, which the model has at the end"
+    "The exponential mean of the weights over the batches, which the model has at the end; the validation loss is that of the weights themselves"
     order = 70   # after the best weights are back
     def before_fit(self): self.mean = AveragedModel(self.learn.model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     def after_batch(self):
@@ -80,7 +80,7 @@ class MeanWeights(Callback):
 def begin_with(vectors, vocab, emb_sz=300):
     "Vectors of the words that file `vectors` has, made longer by random numbers"
     known = read_vectors(vectors, vocab.stoi)
-    return {w: torch.cat([torch.as_tensor(v), torch.empty(emb_sz - len(v)).uniform_(-0.1, 0.1)]) for w,v in known.items()}
+    return {w: torch.cat([v, torch.empty(emb_sz - len(v)).uniform_(-0.1, 0.1)]) for w,v in known.items()}
 
 
 # what it changes of the DataLoaders, of the learner and of the stage
@@ -123,6 +123,9 @@ LATER = {
 PARTS = {'1/8': (8, 24), '1/4': (4, 16), '1/2': (2, 12), '1/1': (1, 10)}   # each so many pictures, and epochs
 
 
+def _seed(lever): return (*LATER.get(lever, ())[2:], 42)[0]
+
+
 def _path(lever): return ''.join(c if c.isalnum() else '_' for c in lever)
 
 
@@ -130,8 +133,8 @@ def learner(data, out, lever):
     "The learner of a lever or part, its stages and what the row says of it"
     path = Path(out)/_path(lever)
     if lever in LATER:
-        after,stages,*seed = LATER[lever]
-        dls = CaptionDataLoaders.from_flickr8k(data, seed=(seed or [42])[0], num_workers=1, **recipe_data('flickr8k'))
+        after,stages = LATER[lever][:2]
+        dls = CaptionDataLoaders.from_flickr8k(data, seed=_seed(lever), num_workers=1, **recipe_data('flickr8k'))
         return caption_learner(dls, Captioner.load(Path(out)/f'stage{after}', 'cpu'), recipe='flickr8k', path=path), stages, f'after stage {after} of the recipe flickr8k: {lever}'
     if lever in PARTS:
         every,epochs = PARTS[lever]
@@ -161,8 +164,10 @@ def learner(data, out, lever):
 
 def mean_of(folders):
     "The mean of the weights of captioners (Wortsman et al. 2022), which have begun with the same"
-    weights = [Captioner.load(f, 'cpu').model.state_dict() for f in folders]
-    return {k: torch.stack([w[k].float() for w in weights]).mean(0).to(v.dtype) for k,v in weights[0].items()}
+    models = [Captioner.load(f, 'cpu').model for f in folders]
+    mean = AveragedModel(models[0], use_buffers=True)
+    for model in models: mean.update_parameters(model)
+    return mean.module.state_dict()
 
 
 def difference(a, b):
@@ -174,7 +179,7 @@ def difference(a, b):
 def main(data, out, *levers):
     torch.set_num_threads(1)
     for lever in levers:
-        set_seed((LATER.get(lever, ())[2:] or [42])[0])
+        set_seed(_seed(lever))
         learn,stages,what = learner(data, out, lever)
         if stages:
             with learn.no_bar(): learn.fit_stages(stages)
