@@ -456,7 +456,7 @@ def _records(d, key, where, **kinds):
     "Fields, given with their types, of the records in the list `key` of `d`; `ValueError` names the first that lacks one"
     for i,r in enumerate(d[key]):
         if not (isinstance(r, dict) and all(isinstance(r.get(f), k) for f,k in kinds.items())):
-            raise ValueError(f"{where}, {key}[{i}]: {str(r)[:60]} is no record with {', '.join(kinds)}; correct the file")
+            raise ValueError(f"{where}, {key}[{i}]: {repr(r)[:60]} is no record with {', '.join(kinds)}; correct the file")
     return [tuple(r.get(f) for f in kinds) for r in d[key]]
 
 def _once(values, where, what):
@@ -503,7 +503,7 @@ def _coco_rows(d, file, base, skip_missing):
     _once([name for _,name in images], file, 'images of file_name')
     _once([i for i,*_ in anns], file, 'annotations of id')
     caps = {i: [] for i,_ in images}
-    lost = [f'annotation {i}' for i,im,_ in anns if im not in caps]
+    lost = [f'annotation {i!r}' for i,im,_ in anns if im not in caps]
     for _,im,c in anns: caps.get(im, []).append(c)
     folder,split = _coco_part(file)
     folder = _beneath(base, folder)

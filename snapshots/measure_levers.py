@@ -6,7 +6,7 @@ A later lever goes on from the captioner in OUT/stage1 or OUT/stage2 that measur
 A part is ten epochs of the decoder's own stage at the recipe's rate and size, on one view of that many of the training photographs, with the words of all of them; the smaller ones have more epochs.
 In the rows stage is 1 for the decoder alone, 2 with the encoder, 3 for self-critical training. Each is scored on the validation split, one thread, seed 42 if it names no other. Features on disk are in OUT and used again.
 Word vectors to begin with are read from OUT/vectors.txt, as GloVe has them."""
-import sys
+import re, sys
 from functools import partial
 from pathlib import Path
 
@@ -86,10 +86,12 @@ def begin_with(vectors, vocab, emb_sz=300):
 # what it changes of the DataLoaders, of the learner and of the stage
 LEVERS = {
     'as it is': ({}, {}),
+    **{f'as it is, seed {k}': ({}, {}) for k in (43, 44)},
     "Adam's eps of 1e-8, not 1e-5": ({}, dict(opt_func=partial(fused_adam, eps=1e-8))),
     'scheduled teacher forcing, from 1 to 0.75': ({}, dict(pr_force=SchedLin(1, 0.75))),
     'word vectors tied to the scores': ({}, dict(system=Tied)),
     'layer normalisation in the LSTM': ({}, dict(system=Normed)),
+    'four views of each photograph, cropped and mirrored but for the first': (dict(aug=True), {}),
     'words seen 3 times or more, not 5': (dict(min_freq=3), {}),
     'words seen 10 times or more, not 5': (dict(min_freq=10), {}),
     'no attention penalty': ({}, dict(lambda_attn=0.)),
@@ -108,10 +110,10 @@ LEVERS = {
     'the encoder learns words first': ({}, {}),
 }
 WITH_ENCODER,SEEDS = [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)],(43, 44, 45)
-# what follows: after which stage of the recipe, the stages, and the seed if it is not 42; the first after each is what others are compared with
+# what follows: after which stage of the recipe, and the stages; the first after each is what others are compared with
 LATER = {
     'as it is, later': (1, WITH_ENCODER),
-    **{f'as it is, later, seed {k}': (1, WITH_ENCODER, k) for k in SEEDS},
+    **{f'as it is, later, seed {k}': (1, WITH_ENCODER) for k in SEEDS},
     'the mean of the weights of these three': (1, []),
     'one rate for encoder and decoder, 3e-4': (1, [Stage(3, 3e-4, freeze=1, bs=32)]),
     'layer by layer: the decoder, then late layers too, then all': (1, [Stage(1, 6e-4, freeze=True, bs=32), Stage(1, slice(5e-5, 6e-4), freeze=1), Stage(1, slice(5e-5, 6e-4))]),
@@ -123,7 +125,7 @@ LATER = {
 PARTS = {'1/8': (8, 24), '1/4': (4, 16), '1/2': (2, 12), '1/1': (1, 10)}   # each so many pictures, and epochs
 
 
-def _seed(lever): return (*LATER.get(lever, ())[2:], 42)[0]
+def _seed(lever): return int((re.findall(r'seed (\d+)$', lever) or [42])[0])
 
 
 def _path(lever): return ''.join(c if c.isalnum() else '_' for c in lever)
@@ -133,7 +135,7 @@ def learner(data, out, lever):
     "The learner of a lever or part, its stages and what the row says of it"
     path = Path(out)/_path(lever)
     if lever in LATER:
-        after,stages = LATER[lever][:2]
+        after,stages = LATER[lever]
         dls = CaptionDataLoaders.from_flickr8k(data, seed=_seed(lever), num_workers=1, **recipe_data('flickr8k'))
         return caption_learner(dls, Captioner.load(Path(out)/f'stage{after}', 'cpu'), recipe='flickr8k', path=path), stages, f'after stage {after} of the recipe flickr8k: {lever}'
     if lever in PARTS:
@@ -150,15 +152,16 @@ def learner(data, out, lever):
     train = table.image[table.split == 'train'].unique()
     if every > 1: data_args['vocab'] = build_vocab(table.caption[table.split == 'train'], recipe_data('flickr8k').get('min_freq', 5))   # of all of them
     table = table[(table.split != 'train') | table.image.isin(train[::every])].reset_index(drop=True)
-    dls = CaptionDataLoaders.from_captions(table, seed=42, num_workers=0, **{**recipe_data('flickr8k'), 'aug': None, 'aug_scale': 1., **data_args})
+    dls = CaptionDataLoaders.from_captions(table, seed=_seed(lever), num_workers=0, **{**recipe_data('flickr8k'), 'aug': None, 'aug_scale': 1., **data_args})
     if lever == 'word vectors that begin with others': args['word_vectors'] = begin_with(Path(out)/'vectors.txt', dls.vocab)
     learn = caption_learner(dls, recipe='flickr8k', weights='IMAGENET1K_V1', path=path, **args)
-    features = f'features_{data_args["size"]}_of_{len(learn.dls.train_ds)}'
+    views = 4 if data_args.get('aug') else 1
+    features = f'features_{data_args["size"]}_of_{len(learn.dls.train_ds)}_{views}'
     if lever == 'the encoder learns words first':   # on random crops
-        learn.dls = CaptionDataLoaders.from_captions(table, seed=42, num_workers=1, **recipe_data('flickr8k'))
+        learn.dls = CaptionDataLoaders.from_captions(table, seed=_seed(lever), num_workers=1, **recipe_data('flickr8k'))
         with learn.no_bar(): learn.fit_stages([Stage(5, slice(4.5e-5, 2e-3), freeze=1, bs=32, bag_of_words=True)])
         learn.dls,features = dls,'features_that_know_words'
-    learn.cache_features(Path(out)/features, views=1)
+    learn.cache_features(Path(out)/features, views=views)
     return learn,[stage],what
 
 
