@@ -55,9 +55,9 @@ audit: .venv/.installed ## known vulnerabilities of the packages in .venv, as os
 	@$(B)/python -m venv build/audit && build/audit/bin/python -m pip install -q pip-audit
 	build/audit/bin/pip-audit -s osv --path "$$($(B)/python $(WHERE))"
 
-long: .venv/.installed ## the tests and the notebook cells that take long
-	@export TMPDIR=$$(mktemp -d); $(NB_TEST) --flags slow; r=$$?; rm -rf $$TMPDIR; exit $$r
+long: .venv/.installed ## the tests that take long; where FLICKR8K names its folder, all cells of the notebooks too (GLOVE: vectors, FLICKR8K_RUN and SYSTEMS_RUN: what 21 and 22 train)
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(B)/python -m pytest tests -n 2 -m long
+	$(if $(FLICKR8K),@export TMPDIR=$$(mktemp -d); $(NB_TEST) --flags slow; r=$$?; rm -rf $$TMPDIR; exit $$r)
 
 notebook: .venv/.installed ## open the notebooks in Jupyter
 	$(B)/jupyter-lab --notebook-dir=nbs $$([ "$$(id -u)" != 0 ] || echo --allow-root)
