@@ -1,12 +1,12 @@
-"""Measures rows of snapshots/flickr8k_levers.csv: `python snapshots/measure_levers.py DATA OUT LEVER ...`, LEVER one or more of LEVERS, LATER and PARTS
+"""Measures rows of snapshots/flickr8k_levers.csv: `python snapshots/measure_levers.py DATA OUT LEVER ...`, LEVER one or more of LEVERS, LATER and PARTS, or with ', seed 43' behind it
 
 A lever is one change to four epochs of the decoder's own stage of the recipe flickr8k, at four times its rate and with a dropout of 0.3, on features of whole photographs at 224 pixels that know no words yet.
-Captions of a beam of 5 are compared with those of the lever 'as it is', which goes first, by a paired bootstrap.
-A later lever goes on from the captioner in OUT/stage1 or OUT/stage2 that measure_recipe.py leaves, on crops, and leaves one of its own; 'as it is, later' and 'self-critical, as it is' go first, and seeds 43 to 45 before the mean of their weights.
+Captions of a beam of 5 are compared with those of the lever 'as it is', which goes first, of the same seed, by a paired bootstrap.
+A later lever goes on from the captioner in OUT/stage1 or OUT/stage2 that measure_recipe.py leaves, on crops, and leaves one of its own; 'as it is, later' and 'self-critical, as it is' go first, and seeds 43 to 45 of the former before the mean of their weights.
 A part is ten epochs of the decoder's own stage at the recipe's rate and size, on one view of that many of the training photographs, with the words of all of them; the smaller ones have more epochs.
 In the rows stage is 1 for the decoder alone, 2 with the encoder, 3 for self-critical training. Each is scored on the validation split, one thread, seed 42 if it names no other. Features on disk are in OUT and used again.
 Word vectors to begin with are read from OUT/vectors.txt, as GloVe has them."""
-import re, sys
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -86,7 +86,6 @@ def begin_with(vectors, vocab, emb_sz=300):
 # what it changes of the DataLoaders, of the learner and of the stage
 LEVERS = {
     'as it is': ({}, {}),
-    **{f'as it is, seed {k}': ({}, {}) for k in (43, 44)},
     "Adam's eps of 1e-8, not 1e-5": ({}, dict(opt_func=partial(fused_adam, eps=1e-8))),
     'scheduled teacher forcing, from 1 to 0.75': ({}, dict(pr_force=SchedLin(1, 0.75))),
     'word vectors tied to the scores': ({}, dict(system=Tied)),
@@ -113,7 +112,6 @@ WITH_ENCODER,SEEDS = [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)],(43, 44, 45)
 # what follows: after which stage of the recipe, and the stages; the first after each is what others are compared with
 LATER = {
     'as it is, later': (1, WITH_ENCODER),
-    **{f'as it is, later, seed {k}': (1, WITH_ENCODER) for k in SEEDS},
     'the mean of the weights of these three': (1, []),
     'one rate for encoder and decoder, 3e-4': (1, [Stage(3, 3e-4, freeze=1, bs=32)]),
     'layer by layer: the decoder, then late layers too, then all': (1, [Stage(1, 6e-4, freeze=True, bs=32), Stage(1, slice(5e-5, 6e-4), freeze=1), Stage(1, slice(5e-5, 6e-4))]),
@@ -125,26 +123,36 @@ LATER = {
 PARTS = {'1/8': (8, 24), '1/4': (4, 16), '1/2': (2, 12), '1/1': (1, 10)}   # each so many pictures, and epochs
 
 
-def _seed(lever): return int((re.findall(r'seed (\d+)$', lever) or [42])[0])
+def _of(lever):
+    "The lever alone, and the seed"
+    name,_,seed = lever.partition(', seed ')
+    return name,int(seed or 42)
 
 
 def _path(lever): return ''.join(c if c.isalnum() else '_' for c in lever)
 
 
+def _base(lever):
+    "What the lever is compared with: the first of its kind, of the same seed unless seeds are compared"
+    name,seed = _of(lever)
+    first = next(k for k,v in LATER.items() if v[0] == LATER[name][0]) if name in LATER else 'as it is'
+    return first if name == first or seed == 42 else f'{first}, seed {seed}'
+
+
 def learner(data, out, lever):
     "The learner of a lever or part, its stages and what the row says of it"
-    path = Path(out)/_path(lever)
-    if lever in LATER:
-        after,stages = LATER[lever]
-        dls = CaptionDataLoaders.from_flickr8k(data, seed=_seed(lever), num_workers=1, **recipe_data('flickr8k'))
+    path,(name,seed) = Path(out)/_path(lever),_of(lever)
+    if name in LATER:
+        after,stages = LATER[name]
+        dls = CaptionDataLoaders.from_flickr8k(data, seed=seed, num_workers=1, **recipe_data('flickr8k'))
         return caption_learner(dls, Captioner.load(Path(out)/f'stage{after}', 'cpu'), recipe='flickr8k', path=path), stages, f'after stage {after} of the recipe flickr8k: {lever}'
-    if lever in PARTS:
-        every,epochs = PARTS[lever]
+    if name in PARTS:
+        every,epochs = PARTS[name]
         data_args,args,stage = dict(size=256),{},Stage(epochs, 1e-3, freeze=True, bs=16)
         what = f'the decoder on a frozen encoder, one view, on {lever} of the training photographs'
     else:
         every,epochs = 1,4
-        more,args,*of_stage = LEVERS[lever]
+        more,args,*of_stage = LEVERS[name]
         stage = Stage(**{**dict(epochs=epochs, lr=4e-3, freeze=True, bs=16), **dict(*of_stage)})
         data_args,args = dict(size=224, **more),{'p': 0.3, **args}
         what = f'spatial_attention, proj_sz=512, rate 4e-3, dropout 0.3: {lever}'
@@ -152,13 +160,13 @@ def learner(data, out, lever):
     train = table.image[table.split == 'train'].unique()
     if every > 1: data_args['vocab'] = build_vocab(table.caption[table.split == 'train'], recipe_data('flickr8k').get('min_freq', 5))   # of all of them
     table = table[(table.split != 'train') | table.image.isin(train[::every])].reset_index(drop=True)
-    dls = CaptionDataLoaders.from_captions(table, seed=_seed(lever), num_workers=0, **{**recipe_data('flickr8k'), 'aug': None, 'aug_scale': 1., **data_args})
-    if lever == 'word vectors that begin with others': args['word_vectors'] = begin_with(Path(out)/'vectors.txt', dls.vocab)
+    dls = CaptionDataLoaders.from_captions(table, seed=seed, num_workers=0, **{**recipe_data('flickr8k'), 'aug': None, 'aug_scale': 1., **data_args})
+    if name == 'word vectors that begin with others': args['word_vectors'] = begin_with(Path(out)/'vectors.txt', dls.vocab)
     learn = caption_learner(dls, recipe='flickr8k', weights='IMAGENET1K_V1', path=path, **args)
     views = 4 if data_args.get('aug') else 1
     features = f'features_{data_args["size"]}_of_{len(learn.dls.train_ds)}_{views}'
-    if lever == 'the encoder learns words first':   # on random crops
-        learn.dls = CaptionDataLoaders.from_captions(table, seed=_seed(lever), num_workers=1, **recipe_data('flickr8k'))
+    if name == 'the encoder learns words first':   # on random crops
+        learn.dls = CaptionDataLoaders.from_captions(table, seed=seed, num_workers=1, **recipe_data('flickr8k'))
         with learn.no_bar(): learn.fit_stages([Stage(5, slice(4.5e-5, 2e-3), freeze=1, bs=32, bag_of_words=True)])
         learn.dls,features = dls,'features_that_know_words'
     learn.cache_features(Path(out)/features, views=views)
@@ -182,7 +190,8 @@ def difference(a, b):
 def main(data, out, *levers):
     torch.set_num_threads(1)
     for lever in levers:
-        set_seed(_seed(lever))
+        name,seed = _of(lever)
+        set_seed(seed)
         learn,stages,what = learner(data, out, lever)
         if stages:
             with learn.no_bar(): learn.fit_stages(stages)
@@ -190,13 +199,12 @@ def main(data, out, *levers):
         learn.captioner().save(learn.path/'captioner')
         s = {k: learn.evaluate(beam_sz=k, length_penalty=0.7, measures=WITHOUT_JAVA) for k in (1, 3, 5)}
         refs,said = learn.dls.refs('valid'),Path(out)/f'{learn.path.name}.json'
-        first = next(k for k,v in LATER.items() if v[0] == LATER[lever][0]) if lever in LATER else 'as it is'
-        base = said.with_name(f'{_path(first)}.json')
+        base = said.with_name(f'{_path(_base(lever))}.json')
         write_scored(said, learn.hyps, refs)
         (b_low,b_high),(c_low,c_high) = (s[5]['intervals'][k] for k in ('bleu4', 'cider'))
-        remark = [f'95% intervals of beam 5 {b_low:.1f} to {b_high:.1f} and {c_low:.1f} to {c_high:.1f}', *([f'against as it is: {difference(base, said)}'] if said != base and lever not in PARTS else []),
+        remark = [f'95% intervals of beam 5 {b_low:.1f} to {b_high:.1f} and {c_low:.1f} to {c_high:.1f}', *([f'against as it is: {difference(base, said)}'] if said != base and name not in PARTS else []),
                   *([f'validation loss {learn.recorder.values[-1][1]:.3f}'] if stages else []), f'{len(learn.dls.train_ds)} photographs, {len(learn.dls.vocab)} tokens']
-        row = dict(lever=what, stage=LATER[lever][0] + 1 if lever in LATER else 1, epochs=sum(s.epochs for s in stages), **{f'beam{k}': round(s[k]['bleu4'], 2) for k in s}, cider_beam5=round(s[5]['cider'], 1), distinct_beam5=round(s[5]['distinct'], 3),
+        row = dict(lever=what, stage=LATER[name][0] + 1 if name in LATER else 1, epochs=sum(s.epochs for s in stages), **{f'beam{k}': round(s[k]['bleu4'], 2) for k in s}, cider_beam5=round(s[5]['cider'], 1), distinct_beam5=round(s[5]['distinct'], 3),
                    decoder_params=sum(p.numel() for p in learn.model.decoder.parameters()), remark='; '.join(remark))
         pd.DataFrame([row]).to_csv(ROWS, mode='a', header=not ROWS.exists(), index=False)
 
