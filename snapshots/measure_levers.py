@@ -168,7 +168,7 @@ def learner(data, out, lever):
     if name == 'the encoder learns words first':   # on random crops
         learn.dls = CaptionDataLoaders.from_captions(table, seed=seed, num_workers=1, **recipe_data('flickr8k'))
         with learn.no_bar(): learn.fit_stages([Stage(5, slice(4.5e-5, 2e-3), freeze=1, bs=32, bag_of_words=True)])
-        learn.dls,features = dls,'features_that_know_words'
+        learn.dls,features = dls,f'features_of_{path.name}'
     learn.cache_features(Path(out)/features, views=views)
     return learn,[stage],what
 
