@@ -109,13 +109,14 @@ LEVERS = {
     'the encoder learns words first': ({}, {}),
 }
 WITH_ENCODER,SEEDS = [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)],(43, 44, 45)
-# what follows: after which stage of the recipe, and the stages; the first after each is what others are compared with
+# what follows: after which stage of the recipe, the stages, and perhaps what it changes of the DataLoaders; the first after each is what others are compared with
 LATER = {
     'as it is, later': (1, WITH_ENCODER),
     'the mean of the weights of these three': (1, []),
     'one rate for encoder and decoder, 3e-4': (1, [Stage(3, 3e-4, freeze=1, bs=32)]),
     'layer by layer: the decoder, then late layers too, then all': (1, [Stage(1, 6e-4, freeze=True, bs=32), Stage(1, slice(5e-5, 6e-4), freeze=1), Stage(1, slice(5e-5, 6e-4))]),
     'all of the encoder': (1, [Stage(3, slice(5e-5, 6e-4), bs=32)]),
+    'whole photographs, no crops': (1, WITH_ENCODER, dict(aug=None, aug_scale=1.)),
     'self-critical, as it is': (2, [Stage(3, 5e-5, freeze=True, bs=32, self_critical=True)]),
     "self-critical, the encoder's later half too": (2, [Stage(3, slice(5e-6, 5e-5), freeze=1, bs=32, self_critical=True)]),
     'self-critical, six epochs at 1e-4': (2, [Stage(6, 1e-4, freeze=True, bs=32, self_critical=True)]),
@@ -143,8 +144,8 @@ def learner(data, out, lever):
     "The learner of a lever or part, its stages and what the row says of it"
     path,(name,seed) = Path(out)/_path(lever),_of(lever)
     if name in LATER:
-        after,stages = LATER[name]
-        dls = CaptionDataLoaders.from_flickr8k(data, seed=seed, num_workers=1, **recipe_data('flickr8k'))
+        after,stages,*more = LATER[name]
+        dls = CaptionDataLoaders.from_flickr8k(data, seed=seed, num_workers=1, **{**recipe_data('flickr8k'), **dict(*more)})
         return caption_learner(dls, Captioner.load(Path(out)/f'stage{after}', 'cpu'), recipe='flickr8k', path=path), stages, f'after stage {after} of the recipe flickr8k: {lever}'
     if name in PARTS:
         every,epochs = PARTS[name]
