@@ -112,7 +112,7 @@ WITH_ENCODER,SEEDS = [Stage(3, slice(5e-5, 6e-4), freeze=1, bs=32)],(43, 44, 45)
 # what follows: after which stage of the recipe, the stages, and perhaps what it changes of the DataLoaders; the first after each is what others are compared with
 LATER = {
     'as it is, later': (1, WITH_ENCODER),
-    'the mean of the weights of these three': (1, []),
+    'the mean of the weights of these three': (1, []),   # the first with each of SEEDS
     'one rate for encoder and decoder, 3e-4': (1, [Stage(3, 3e-4, freeze=1, bs=32)]),
     'layer by layer: the decoder, then late layers too, then all': (1, [Stage(1, 6e-4, freeze=True, bs=32), Stage(1, slice(5e-5, 6e-4), freeze=1), Stage(1, slice(5e-5, 6e-4))]),
     'all of the encoder': (1, [Stage(3, slice(5e-5, 6e-4), bs=32)]),

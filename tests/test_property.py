@@ -120,7 +120,8 @@ karpathy = record(images=st.lists(record(filename=names, filepath=st.sampled_fro
 coco = record(images=st.lists(record(id=st.integers(0, 3), file_name=names), max_size=3),
               annotations=st.lists(record(id=st.integers(0, 3), image_id=st.integers(0, 3), caption=texts), max_size=4))
 
-@cases(dict(d=dict(images=[], annotations=['\n']), name='captions.json'), dict(d=dict(images=[], annotations=[dict(id='\n', image_id=0, caption='a')]), name='captions.json'), d=st.one_of(karpathy, coco, values), name=st.sampled_from(['dataset_x.json', 'captions_val2017.json', 'captions.json']))
+@cases(dict(d=dict(images=[], annotations=['\n']), name='captions.json'), dict(d=dict(images=[], annotations=[dict(id='\n', image_id=0, caption='a')]), name='captions.json'),
+       d=st.one_of(karpathy, coco, values), name=st.sampled_from(['dataset_x.json', 'captions_val2017.json', 'captions.json']))
 def test_json(folder, d, name): check_reading(folder/name, json.dumps(d).encode())
 
 @cases(d=karpathy | coco, cut=st.integers(0, 300))
